@@ -1,0 +1,94 @@
+"""Sentences of a caption, and summaries that need no model.
+
+A summary strategy takes a caption and a key (usually the row's id) and returns a short text. Strategies that draw at
+random are seeded by the key, so a rerun on any number of workers gives the same summaries.
+"""
+
+import hashlib
+import math
+import random
+import re
+from collections import Counter
+from collections.abc import Callable
+from typing import Literal, get_args
+
+Strategy = Literal["first_sentence", "extractive", "drop_first", "random_sentences"]
+Summarizer = Callable[[str, str], str]
+"""(caption, key) -> summary."""
+
+STRATEGIES: tuple[str, ...] = get_args(Strategy)
+
+_SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[\"'(\[]?[A-Z0-9])")
+_ABBREVIATION = re.compile(r"\b(?:Mr|Mrs|Ms|Dr|St|No|vs|etc|e\.g|i\.e|approx|[A-Z])\.$")
+_WORD = re.compile(r"[a-z0-9]+(?:['-][a-z0-9]+)*")
+_STOP_WORDS = frozenset(
+    _WORD.findall(
+        "a an and are as at be been being but by for from had has have he her his i in into is it its of on one or"
+        " over she some than that the their them there these they this those to two under was were which while who with"
+    )
+)
+
+
+def split_sentences(caption: str) -> list[str]:
+    """Sentences of a caption, stripped, none empty; common abbreviations do not end one."""
+    sentences: list[str] = []
+    for piece in _SENTENCE_END.split(" ".join(caption.split())):
+        if sentences and _ABBREVIATION.search(sentences[-1]):
+            sentences[-1] += f" {piece}"
+        elif piece:
+            sentences.append(piece)
+    return sentences
+
+
+def content_words(text: str) -> list[str]:
+    """Lower-case words of a text without the function words."""
+    return [word for word in _WORD.findall(text.lower()) if word not in _STOP_WORDS]
+
+
+def first_sentence(caption: str, key: str) -> str:
+    """Everything before the first ". ", exactly as the official training code cuts it."""
+    return caption.split(". ")[0]
+
+
+def extractive(caption: str, key: str) -> str:
+    """The sentence whose content words lie nearest (cosine) to those of the whole caption; the earlier one in a tie."""
+    sentences = split_sentences(caption)
+    if len(sentences) < 2:
+        return caption.strip()
+    whole = Counter(content_words(caption))
+
+    def centrality(sentence: str) -> float:
+        words = Counter(content_words(sentence))
+        norm = math.sqrt(sum(count * count for count in words.values()))
+        return sum(count * whole[word] for word, count in words.items()) / norm if norm else 0.0
+
+    return max(sentences, key=centrality)
+
+
+def drop_first(caption: str, key: str) -> str:
+    """The caption without its first sentence: training on it keeps the first sentence from being a shortcut."""
+    sentences = split_sentences(caption)
+    return " ".join(sentences[1:]) or caption.strip()
+
+
+def random_sentences(caption: str, key: str, count: int = 2) -> str:
+    """`count` sentences drawn by the key, in the caption's order."""
+    sentences = split_sentences(caption)
+    if len(sentences) <= count:
+        return caption.strip()
+    seed = hashlib.sha256(f"{key}\0{caption}".encode()).digest()
+    chosen = sorted(random.Random(seed).sample(range(len(sentences)), count))
+    return " ".join(sentences[index] for index in chosen)
+
+
+_SUMMARIZERS: dict[str, Summarizer] = {
+    "first_sentence": first_sentence,
+    "extractive": extractive,
+    "drop_first": drop_first,
+    "random_sentences": random_sentences,
+}
+
+
+def summarizer(strategy: str) -> Summarizer:
+    """The summarizer of a strategy's name; `KeyError` for any other."""
+    return _SUMMARIZERS[strategy]

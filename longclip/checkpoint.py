@@ -1,0 +1,151 @@
+"""Checkpoints: plain Hugging Face CLIP directories, written whole or not at all.
+
+`model.safetensors`, `config.json`, tokenizer and image processor make a directory that `transformers` loads with
+nothing of ours; `longclip.json` beside them holds what we know of its origin and the sha256 of every other file.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, CLIPConfig, CLIPModel, CLIPTokenizer
+
+from longclip.errors import CheckpointError
+from longclip.images import CLIP_MEAN, CLIP_STD, ImageTransform
+from longclip.tokenizer import build_tokenizer
+
+MANIFEST = "longclip.json"
+MANIFEST_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A CLIP with the tokenizer and image transform it was trained with."""
+
+    model: CLIPModel
+    tokenizer: CLIPTokenizer
+    transform: ImageTransform
+
+    @property
+    def context_length(self) -> int:
+        """Tokens the model reads: 77 for plain CLIP, 248 for Long-CLIP."""
+        return self.model.config.text_config.max_position_embeddings
+
+
+def new_model(config: CLIPConfig) -> Checkpoint:
+    """An untrained CLIP with the real CLIP vocabulary, initialised from torch's global random state."""
+    transform = ImageTransform(config.vision_config.image_size)
+    tokenizer = build_tokenizer(config.text_config.max_position_embeddings)
+    return Checkpoint(CLIPModel(config), tokenizer, transform)
+
+
+def load_checkpoint(source: str | Path) -> Checkpoint:
+    """Load a CLIP from a Hugging Face directory, or by its hub name where there is a network.
+
+    Only safetensors and JSON are read. The model is returned in float32 and evaluation mode.
+
+    Raises:
+        CheckpointError: nothing is there, it is no CLIP, or its files are incomplete or damaged.
+    """
+    source = str(source)
+    path = Path(source)
+    looks_like_path = path.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1
+    if looks_like_path and not path.is_dir():
+        kind = "is a file, not a directory" if path.is_file() else "does not exist"
+        raise CheckpointError(
+            f"checkpoint '{source}' {kind}; give a Hugging Face CLIP directory, or convert other weights with"
+            " `python -m longclip.convert`"
+        )
+    _read(source, "config.json", _require_clip)
+    model = _read(source, "weights", lambda name: CLIPModel.from_pretrained(name, use_safetensors=True))
+    tokenizer = _read(source, "tokenizer", CLIPTokenizer.from_pretrained)
+    tokenizer.model_max_length = model.config.text_config.max_position_embeddings
+    return Checkpoint(model.float().eval(), tokenizer, _load_transform(source, model.config))
+
+
+def _read(source: str, part: str, read: Any) -> Any:
+    try:
+        return read(source)
+    except CheckpointError:
+        raise
+    except Exception as error:  # transformers, safetensors and the hub client share no base class
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"checkpoint '{source}': cannot read its {part}: {reason}") from error
+
+
+def _require_clip(source: str) -> None:
+    config = AutoConfig.from_pretrained(source)
+    if config.model_type != "clip":
+        raise CheckpointError(
+            f"checkpoint '{source}' is a '{config.model_type}' model, not a CLIP (model_type 'clip');"
+            " Long-CLIP needs a CLIP with learned text positions"
+        )
+
+
+def _load_transform(source: str, config: CLIPConfig) -> ImageTransform:
+    size = config.vision_config.image_size
+    path = Path(source) / "preprocessor_config.json"
+    if not path.is_file():  # a hub name, or a directory without one: CLIP's constants hold for all published CLIPs
+        return ImageTransform(size, CLIP_MEAN, CLIP_STD)
+    saved = json.loads(path.read_text())
+    return ImageTransform(size, tuple(saved.get("image_mean") or CLIP_MEAN), tuple(saved.get("image_std") or CLIP_STD))
+
+
+def save_checkpoint(checkpoint: Checkpoint, directory: str | Path, metadata: Mapping[str, Any]) -> None:
+    """Write a checkpoint directory aside and then publish it under its name in one rename.
+
+    Args:
+        checkpoint: what to write.
+        directory: final place; an earlier checkpoint there is replaced.
+        metadata: JSON-serialisable facts about the origin, kept in the manifest.
+    """
+    directory = Path(directory)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+    try:
+        checkpoint.model.save_pretrained(aside)
+        checkpoint.tokenizer.model_max_length = checkpoint.context_length
+        checkpoint.tokenizer.save_pretrained(aside)
+        processor = json.dumps(checkpoint.transform.processor_config(), indent=2)
+        (aside / "preprocessor_config.json").write_text(processor + "\n")
+        manifest = {
+            "manifest_version": MANIFEST_VERSION,
+            "context_length": checkpoint.context_length,
+            "embedding_dim": checkpoint.model.config.projection_dim,
+            "metadata": dict(metadata),
+            "sha256": {file.name: file_sha256(file) for file in sorted(aside.iterdir())},
+        }
+        (aside / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+        publish_directory(aside, directory)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+
+
+def checkpoint_id(directory: str | Path) -> str:
+    """Short name of a checkpoint's content: the first 16 digits of the sha256 of its weights."""
+    return file_sha256(Path(directory) / "model.safetensors")[:16]
+
+
+def publish_directory(aside: Path, directory: Path) -> None:
+    """Give the finished directory `aside` its final name, replacing what had it."""
+    os.chmod(aside, 0o755)
+    if directory.exists():
+        old = Path(tempfile.mkdtemp(prefix=f".{directory.name}.old.", dir=directory.parent))
+        os.rename(directory, old / "replaced")
+        os.rename(aside, directory)
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        os.rename(aside, directory)
+
+
+def file_sha256(path: Path) -> str:
+    """Hex sha256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

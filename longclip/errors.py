@@ -1,0 +1,33 @@
+"""Errors that a user can cause and mend.
+
+Every message is one line that names the field, the value, what is allowed and what to do next. Entry points print
+it without a traceback and exit with `exit_code`; anything else that is raised is a bug and keeps its traceback.
+"""
+
+
+class LongClipError(Exception):
+    """Base of every error a user can mend."""
+
+    exit_code = 1
+
+
+class ConfigError(LongClipError):
+    """A setting is unknown, malformed or contradicts another one."""
+
+    exit_code = 2
+
+
+class DataError(LongClipError):
+    """An input file, column or row set cannot be used."""
+
+    exit_code = 3
+
+
+class CheckpointError(LongClipError):
+    """A model cannot be read, is no CLIP, or does not match what it is used with."""
+
+    exit_code = 4
+
+
+class ImageError(DataError):
+    """One image cannot be decoded. Rows that raise it are quarantined, not fatal."""

@@ -1,0 +1,77 @@
+"""CLIP byte-pair tokens: lengths, truncation that is reported, and never a text without its end token."""
+
+import gzip
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+
+import torch
+from torch import Tensor
+from transformers import CLIPTokenizer
+
+MERGES = "clip_bpe_merges.txt.gz"
+START, END = "<|startoftext|>", "<|endoftext|>"
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Tokens of N texts, padded with 0 behind the end token to the longest of them."""
+
+    input_ids: Tensor
+    """`[N, L]` int64."""
+    lengths: Tensor
+    """`[N]` int64 tokens of each text, start and end token included, at most the context length."""
+    full_lengths: Tensor
+    """`[N]` int64 tokens that each text would have without a limit; more than `lengths` where it was cut."""
+
+    def __len__(self) -> int:
+        return self.input_ids.shape[0]
+
+
+def build_tokenizer(context_length: int) -> CLIPTokenizer:
+    """The tokenizer of OpenAI's CLIP (49,408 tokens), built from the merges that ship with this package.
+
+    Args:
+        context_length: becomes `model_max_length`: 77 for plain CLIP, 248 for Long-CLIP.
+    """
+    text = gzip.decompress(resources.files("longclip").joinpath("assets", MERGES).read_bytes()).decode("utf-8")
+    merges = [(left, right) for left, _, right in (line.partition(" ") for line in text.splitlines())]
+    symbols = _byte_symbols()
+    vocabulary = symbols + [f"{symbol}</w>" for symbol in symbols] + [left + right for left, right in merges]
+    vocabulary += [START, END]
+    return CLIPTokenizer(
+        vocab={token: number for number, token in enumerate(vocabulary)},
+        merges=merges,
+        model_max_length=context_length,
+    )
+
+
+def tokenize(tokenizer: CLIPTokenizer, texts: Sequence[str], context_length: int | None = None) -> TokenBatch:
+    """Tokenize texts, cutting long ones in front of their end token.
+
+    Args:
+        tokenizer: a CLIP tokenizer.
+        texts: N texts, at least one.
+        context_length: most tokens of a text; the tokenizer's `model_max_length` where None.
+    """
+    limit = context_length or tokenizer.model_max_length
+    encoded = tokenizer(list(texts), truncation=False, padding=False, verbose=False)["input_ids"]
+    full_lengths = torch.tensor([len(ids) for ids in encoded])
+    lengths = full_lengths.clamp(max=limit)
+    input_ids = torch.zeros(len(encoded), int(lengths.max()), dtype=torch.int64)
+    for row, ids in enumerate(encoded):
+        kept = ids if len(ids) <= limit else [*ids[: limit - 1], ids[-1]]
+        input_ids[row, : len(kept)] = torch.tensor(kept)
+    return TokenBatch(input_ids, lengths, full_lengths)
+
+
+def count_tokens(tokenizer: CLIPTokenizer, texts: Sequence[str]) -> list[int]:
+    """Tokens of each text without any limit, start and end token included."""
+    return [len(ids) for ids in tokenizer(list(texts), truncation=False, padding=False, verbose=False)["input_ids"]]
+
+
+def _byte_symbols() -> list[str]:
+    """The 256 printable symbols that stand for bytes in a GPT-2 style vocabulary, in the order of their token ids."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = 256 - len(printable)
+    return [chr(code) for code in printable] + [chr(256 + number) for number in range(others)]

@@ -1,0 +1,71 @@
+"""Shared fixtures: a tiny CLIP with the real vocabulary, and where the reference material lies."""
+
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import CLIPConfig
+
+from longclip.checkpoint import Checkpoint, new_model, save_checkpoint
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / "shared"
+
+TINY_TOWER = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+
+
+def tiny_config(context_length: int = 248) -> CLIPConfig:
+    """A CLIP of some thousand weights beside its real vocabulary, 32-pixel images."""
+    return CLIPConfig(
+        text_config={
+            **TINY_TOWER,
+            "max_position_embeddings": context_length,
+            "vocab_size": 49408,
+            "bos_token_id": 49406,
+            "eos_token_id": 49407,
+            "pad_token_id": 0,
+        },
+        vision_config={**TINY_TOWER, "image_size": 32, "patch_size": 8},
+        projection_dim=24,
+    )
+
+
+def picture(seed: int = 0, size: tuple[int, int] = (40, 36), image_format: str = "PNG") -> bytes:
+    """An encoded image of random pixels, of width x height `size`."""
+    pixels = np.random.default_rng(seed).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, image_format)
+    return out.getvalue()
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint() -> Checkpoint:
+    """An untrained tiny Long-CLIP."""
+    torch.manual_seed(0)
+    checkpoint = new_model(tiny_config())
+    checkpoint.model.eval()
+    return checkpoint
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint_dir(tiny_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same as a directory."""
+    directory = tmp_path_factory.mktemp("checkpoints") / "tiny"
+    save_checkpoint(tiny_checkpoint, directory, {"origin": "test"})
+    return directory
+
+
+@pytest.fixture(scope="session")
+def vectors() -> Path:
+    """The folder of reference vectors; skips where it is absent."""
+    if not (SHARED / "vectors").is_dir():
+        pytest.skip("reference vectors not found beside the repository (../shared/vectors)")
+    return SHARED / "vectors"
