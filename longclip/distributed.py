@@ -44,7 +44,7 @@ class _Gather(Function):
     def forward(ctx, features: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
         ctx.rows = features.shape[0]
         gathered = features.new_empty(world_size() * ctx.rows, *features.shape[1:])
-        dist.all_gather_into_tensor(gathered, features.contiguous())
+        dist.all_gather(list(gathered.split(ctx.rows)), features.contiguous())
         return gathered
 
     @staticmethod

@@ -19,32 +19,49 @@ from longclip.errors import ImageError
 MAX_PIXELS = 64_000_000
 """Largest width x height that is decoded: above it lie decompression bombs, not photographs."""
 
+MAX_ASPECT_RATIO = 100
+"""Largest long side over short side: the short side is scaled, so a thread of an image would become a huge one."""
+
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Decode an image file to RGB, upright by its EXIF orientation.
+    """Decode an image file to RGB, upright by its EXIF orientation, on white where it is transparent.
 
     Args:
         data: an encoded image (JPEG, PNG, WebP, GIF, ...); of an animation, the first frame.
         max_pixels: largest width x height, checked before anything is decoded.
 
     Raises:
-        ImageError: the bytes are no complete image, or it is too large.
+        ImageError: the bytes are no complete image, or it is too large or too thin.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of bombs; the limit below refuses them
             image = Image.open(io.BytesIO(data))
-            if image.width * image.height > max_pixels:
-                raise ImageError(f"image has {image.width} x {image.height} pixels, at most {max_pixels} are allowed")
-            return ImageOps.exif_transpose(image).convert("RGB")
+            width, height = image.size
+            if width * height > max_pixels:
+                raise ImageError(f"image has {width} x {height} pixels, at most {max_pixels} are allowed")
+            if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
+                raise ImageError(
+                    f"image has {width} x {height} pixels, sides of at most {MAX_ASPECT_RATIO} : 1 are allowed"
+                )
+            return _opaque(ImageOps.exif_transpose(image)).convert("RGB")
     except ImageError:
         raise
     except Exception as error:  # Pillow's plugins raise almost anything on broken files
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ImageError(f"image of {len(data)} bytes cannot be decoded: {reason}") from error
+
+
+def _opaque(image: Image.Image) -> Image.Image:
+    """The image on white where it is transparent, as the Hugging Face processor has it, and with at most 8 bits."""
+    if image.mode.startswith("I;16"):  # Pillow would clip to 255 instead of scaling: a white image
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.has_transparency_data:
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+    return image
 
 
 @dataclass(frozen=True)

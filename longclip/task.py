@@ -51,10 +51,11 @@ class LongClipTask(nn.Module):
         logit_scale = self.model.logit_scale.float().exp()
         return long_clip_losses(image_features, caption_features, summary_features, logit_scale, self.loss)
 
-    @torch.no_grad()
-    def clamp_logit_scale(self) -> None:
-        """Keep the temperature where CLIP's authors keep it: similarities are scaled by at most 100."""
-        self.model.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
+
+@torch.no_grad()
+def clamp_logit_scale(model: CLIPModel) -> None:
+    """Keep the temperature where CLIP's authors keep it: similarities are scaled by at most 100."""
+    model.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:

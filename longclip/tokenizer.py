@@ -3,6 +3,7 @@
 import gzip
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib import resources
 
 import torch
@@ -44,6 +45,16 @@ def build_tokenizer(context_length: int) -> CLIPTokenizer:
         merges=merges,
         model_max_length=context_length,
     )
+
+
+@lru_cache(maxsize=4)
+def load_tokenizer(source: str | None, context_length: int) -> CLIPTokenizer:
+    """The tokenizer of a checkpoint (directory or hub name), or the packaged one where `source` is None; kept."""
+    if source is None:
+        return build_tokenizer(context_length)
+    tokenizer = CLIPTokenizer.from_pretrained(source)
+    tokenizer.model_max_length = context_length
+    return tokenizer
 
 
 def tokenize(tokenizer: CLIPTokenizer, texts: Sequence[str], context_length: int | None = None) -> TokenBatch:

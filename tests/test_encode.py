@@ -1,0 +1,97 @@
+"""Encoding without padding: the same features for far fewer tokens."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from longclip.checkpoint import Checkpoint
+from longclip.encode import encode_image, encode_text, unit
+from longclip.tokenizer import TokenBatch, tokenize
+
+
+class Calls:
+    """What reached the text model."""
+
+    def __init__(self) -> None:
+        self.tokens = 0
+        self.shapes: list[tuple[int, ...]] = []
+        self.masks: list[Any] = []
+
+
+@pytest.fixture
+def calls(tiny_checkpoint: Checkpoint) -> Iterator[Calls]:
+    seen = Calls()
+
+    def note(module: object, args: tuple, kwargs: dict[str, Any]) -> None:
+        ids = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
+        seen.tokens += ids.numel()
+        seen.shapes.append(tuple(ids.shape))
+        seen.masks.append(kwargs.get("attention_mask", args[1] if len(args) > 1 else None))
+
+    hook = tiny_checkpoint.model.text_model.register_forward_pre_hook(note, with_kwargs=True)
+    yield seen
+    hook.remove()
+
+
+@pytest.fixture(scope="module")
+def tokens(tiny_checkpoint: Checkpoint) -> TokenBatch:
+    """50 texts of very different lengths in no order; some have the same length."""
+    lengths = [*torch.randint(1, 60, (47,), generator=torch.Generator().manual_seed(1)).tolist(), 300, 246, 1]
+    words = ("red", "dog", "house", "walks", "under", "seven")
+    texts = [" ".join(words[(n + i) % 6] for i in range(length)) for n, length in enumerate(lengths)]
+    return tokenize(tiny_checkpoint.tokenizer, texts)
+
+
+def fully_padded(checkpoint: Checkpoint, tokens: TokenBatch) -> Tensor:
+    ids = torch.zeros(len(tokens), 248, dtype=torch.int64)
+    ids[:, : tokens.input_ids.shape[1]] = tokens.input_ids
+    return checkpoint.model.get_text_features(input_ids=ids).pooler_output
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("micro_batch_size", [1, 7, 32, 1000])
+def test_equals_full_padding_in_the_same_order(
+    tiny_checkpoint: Checkpoint, tokens: TokenBatch, micro_batch_size: int
+) -> None:
+    features = unit(encode_text(tiny_checkpoint.model, tokens, micro_batch_size))
+    expected = unit(fully_padded(tiny_checkpoint, tokens))
+    assert expected.std(0).min() > 1e-3  # texts differ, so a wrong order would show
+    torch.testing.assert_close(features, expected, rtol=0, atol=1e-6)
+
+
+def test_gradient_equals_that_of_full_padding(tiny_checkpoint: Checkpoint, tokens: TokenBatch) -> None:
+    weight = tiny_checkpoint.model.text_projection.weight
+    direction = torch.randn(len(tokens), 24, generator=torch.Generator().manual_seed(2))
+    (actual,) = torch.autograd.grad((encode_text(tiny_checkpoint.model, tokens, 8) * direction).sum(), weight)
+    (expected,) = torch.autograd.grad((fully_padded(tiny_checkpoint, tokens) * direction).sum(), weight)
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_few_tokens_and_no_mask_reach_the_model(tiny_checkpoint: Checkpoint, tokens: TokenBatch, calls: Calls) -> None:
+    encode_text(tiny_checkpoint.model, tokens, micro_batch_size=8)
+    assert calls.tokens < 0.25 * len(tokens) * 248
+    assert calls.tokens < 1.4 * int(tokens.lengths.sum())
+    assert [shape[0] for shape in calls.shapes] == [8] * 6 + [2]
+    widths = [shape[1] for shape in calls.shapes]
+    assert widths == sorted(widths)
+    assert widths[-1] == 248
+    assert calls.masks == [None] * 7
+
+
+@torch.no_grad()
+def test_image_features(tiny_checkpoint: Checkpoint) -> None:
+    pixels = torch.randn(3, 3, 32, 32)
+    features = encode_image(tiny_checkpoint.model, pixels)
+    assert torch.equal(features, tiny_checkpoint.model.get_image_features(pixel_values=pixels).pooler_output)
+    assert features.shape == (3, 24)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_unit_length_in_float32_or_better(dtype: torch.dtype) -> None:
+    scaled = unit(torch.randn(4, 8).to(dtype) * 100)
+    assert scaled.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    torch.testing.assert_close(scaled.norm(dim=1), torch.ones(4, dtype=scaled.dtype))
