@@ -1,0 +1,80 @@
+"""Embed the images of a Parquet and write a search index that names the model it was made with.
+
+The index is a directory of embeddings.npy, items.parquet (id, caption, thumbnail) and a manifest with checksums.
+Serving refuses it with any other model.
+
+    python pipelines/embed.py --set data=/data/corpus --set model=/data/run1/checkpoint --set output=/data/index
+"""
+
+from pathlib import Path
+
+import ray
+from pydantic import Field, PositiveInt
+
+from longclip.checkpoint import checkpoint_id, load_checkpoint
+from longclip.errors import DataError
+from pipelines.embedding import embed_dataset
+from pipelines.entry import Progress, connect, run_entry
+from pipelines.index_files import AddThumbnails, write_index
+from pipelines.records import Columns, check_parquet, start_quarantine, write_quarantine
+from pipelines.settings import Settings, load_settings, storage_path
+
+
+class EmbedSettings(Settings):
+    """Everything that defines an index."""
+
+    data: str
+    """Parquet file, directory or URI with images and captions."""
+    model: str
+    """Checkpoint directory."""
+    output: str = "var/index"
+    """Local directory of the index; replaced if it exists."""
+    columns: Columns = Columns()
+    workers: PositiveInt = 1
+    """Processes that hold the model."""
+    use_gpu: bool = False
+    """One GPU for each of them."""
+    max_rejected_fraction: float = Field(default=0.01, ge=0, le=1)
+    """Share of rows that may be unusable before the job stops."""
+
+
+def main() -> None:
+    """The entry."""
+    settings = load_settings(EmbedSettings, __doc__ or "")
+    progress = Progress("embed")
+    model = storage_path("model", settings.model)
+    output = Path(storage_path("output", settings.output))
+    checkpoint = load_checkpoint(model)
+    columns = settings.columns
+    source = storage_path("data", settings.data)
+    needed = [columns.id, columns.image, columns.caption]
+    rows = check_parquet("data", source, needed)
+    connect(settings.workers + 2)
+    quarantine = start_quarantine(rows, settings.max_rejected_fraction)
+    dataset = ray.data.read_parquet(source).select_columns(needed)
+    thumbnails = dataset.map_batches(AddThumbnails(columns), batch_size=64)
+    embedded = embed_dataset(
+        thumbnails,
+        checkpoint,
+        model,
+        columns,
+        quarantine,
+        keep=[columns.caption, "thumbnail"],
+        workers=settings.workers,
+        use_gpu=settings.use_gpu,
+    ).take_all()
+    reasons = ray.get(quarantine.reasons.remote())
+    if not embedded:
+        raise DataError(f"data='{source}': none of the {rows} rows has a readable image")
+    manifest = {
+        "checkpoint_id": checkpoint_id(model),
+        "context_length": checkpoint.context_length,
+        "source": source,
+    }
+    write_index(output, embedded, columns, manifest)
+    write_quarantine(reasons, "embed", output.with_name(output.name + ".quarantine.parquet"))
+    progress.summary(rows, len(embedded), len(reasons), f"index {output}")
+
+
+if __name__ == "__main__":
+    run_entry(main)

@@ -1,0 +1,110 @@
+"""Embedding rows of a Parquet with a checkpoint, over Ray Data."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from ray.data import ActorPoolStrategy, Dataset
+
+from longclip.checkpoint import Checkpoint, load_checkpoint
+from longclip.encode import encode_image, encode_text, unit
+from longclip.tokenizer import tokenize
+from pipelines.records import Columns, ModelInputs
+
+BATCH_SIZE = 128
+
+
+def embed_dataset(
+    dataset: Dataset,
+    checkpoint: Checkpoint,
+    source: str,
+    columns: Columns,
+    quarantine: Any,
+    texts: Sequence[str] = (),
+    keep: Sequence[str] = (),
+    workers: int = 1,
+    use_gpu: bool = False,
+) -> Dataset:
+    """Embed the image, and any text columns, of every row.
+
+    Args:
+        dataset: rows with id, image, `texts` and `keep` columns.
+        checkpoint: the model's transform is used for decoding, in tasks beside the actors that hold the model.
+        source: where each actor loads the same checkpoint from.
+        columns: names of the id and image columns.
+        quarantine: handle that takes rows that cannot be used.
+        texts: columns of strings or lists of strings. They are cut to what the model reads, as CLIP users do.
+        keep: columns to hand on.
+        workers: actors that hold the model.
+        use_gpu: one GPU for each.
+
+    Returns:
+        Rows with the id, `keep`, `image_embedding [D]` and, for each text column, `<column>_embedding [k, D]` of its k
+        texts; all unit-length float32.
+    """
+    decode = ModelInputs(
+        columns, [], checkpoint.transform, None, checkpoint.context_length, quarantine, [columns.id, *texts, *keep]
+    )
+    return dataset.map_batches(decode, batch_size=BATCH_SIZE).map_batches(
+        EmbedRows,
+        fn_constructor_kwargs={"source": source, "key": columns.id, "texts": list(texts), "keep": list(keep)},
+        fn_constructor_args=[quarantine],
+        compute=ActorPoolStrategy(size=workers),
+        batch_size=BATCH_SIZE,
+        num_gpus=1 if use_gpu else 0,
+    )
+
+
+class EmbedRows:
+    """An actor that holds a model and embeds batches of decoded rows."""
+
+    def __init__(self, quarantine: Any, source: str, key: str, texts: list[str], keep: list[str]) -> None:
+        self.checkpoint = load_checkpoint(source)
+        self.checkpoint.model.to("cuda" if torch.cuda.is_available() else "cpu")
+        self.quarantine, self.key, self.texts, self.keep = quarantine, key, texts, keep
+
+    @torch.inference_mode()
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
+        """Embeddings of a batch; see `embed_dataset`."""
+        batch = self._with_texts(batch)
+        rows = {name: batch[name] for name in (self.key, *self.keep)}
+        model, transform = self.checkpoint.model, self.checkpoint.transform
+        dimensions = model.config.projection_dim
+        if len(batch[self.key]) == 0:
+            return rows | {"image_embedding": np.zeros((0, dimensions), np.float32)}
+        pixels = torch.tensor(batch["pixels"], device=model.device)
+        rows["image_embedding"] = unit(encode_image(model, transform.normalize(pixels))).cpu().numpy()
+        for name in self.texts:
+            rows[f"{name}_embedding"] = self._embed_texts([_as_list(cell) for cell in batch[name]])
+        return rows
+
+    def _with_texts(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The rows whose text cells all hold a text; the others are rejected."""
+        rejected = {}
+        good = []
+        for row, key in enumerate(batch[self.key]):
+            empty = [name for name in self.texts if not _as_list(batch[name][row])]
+            if empty:
+                rejected[str(key)] = f"column '{empty[0]}' holds no text"
+            else:
+                good.append(row)
+        if rejected:
+            ray.get(self.quarantine.add.remote(rejected))
+        return {name: values[good] for name, values in batch.items()}
+
+    def _embed_texts(self, cells: list[list[str]]) -> np.ndarray:
+        tokens = tokenize(self.checkpoint.tokenizer, [text for cell in cells for text in cell])
+        embeddings = unit(encode_text(self.checkpoint.model, tokens)).cpu().numpy()
+        ends = np.cumsum([len(cell) for cell in cells])
+        column = np.empty(len(cells), dtype=object)
+        for row, part in enumerate(np.split(embeddings, ends[:-1])):
+            column[row] = part
+        return column
+
+
+def _as_list(cell: Any) -> list[str]:
+    """The texts of a cell that holds one text or several; empty ones are left out."""
+    texts = [cell] if isinstance(cell, str) else list(cell) if cell is not None else []
+    return [text for text in texts if isinstance(text, str) and text.strip()]

@@ -1,0 +1,237 @@
+"""Settings of `finetune.py`, and the model they start from."""
+
+from typing import Literal, Self
+
+import torch
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from transformers import CLIPConfig
+
+from longclip.checkpoint import Checkpoint, load_checkpoint, new_model
+from longclip.loss import LossConfig
+from longclip.pcm import Scope
+from longclip.stretch import (
+    freeze_kept_positions,
+    interpolate_positions,
+    replace_positions,
+    stretch_positions,
+    text_positions,
+)
+from longclip.tokenizer import build_tokenizer
+from pipelines.records import Columns
+from pipelines.settings import Settings
+
+
+class Data(Settings):
+    """What is trained on."""
+
+    train: str
+    """Parquet file, directory or URI with image, caption and (for the summary loss) summary."""
+    max_rejected_fraction: float = Field(0.01, ge=0, le=1)
+    """Share of rows that may be unreadable before the run stops."""
+    shuffle_buffer: PositiveInt = 1024
+    """Rows among which each worker draws its batches at random, on top of the random order of the files."""
+
+
+class Tower(Settings):
+    """Size of one tower of an untrained model."""
+
+    width: PositiveInt = 128
+    """Hidden size."""
+    layers: PositiveInt = 3
+    """Transformer layers."""
+    heads: PositiveInt = 4
+    """Attention heads; must divide the width."""
+
+
+class Architecture(Settings):
+    """Size of an untrained CLIP."""
+
+    text: Tower = Tower()
+    vision: Tower = Tower()
+    image_size: PositiveInt = 56
+    """Side of the image in pixels."""
+    patch_size: PositiveInt = 8
+    """Side of a patch in pixels; must divide the image size."""
+    embedding_dim: PositiveInt = 128
+    """Dimensions of the shared space."""
+    context_length: PositiveInt = 77
+    """Text positions."""
+
+
+class Model(Settings):
+    """What the run starts from: a published CLIP (`base`) or an untrained one (`architecture`)."""
+
+    base: str | None = None
+    """Hugging Face CLIP: a directory, or a hub name such as openai/clip-vit-base-patch16."""
+    architecture: Architecture | None = None
+    """Start untrained, with these sizes."""
+    positions: Literal["stretch", "interpolate", "keep"] = "stretch"
+    """How text positions grow: knowledge-preserving stretch, plain interpolation to the same length, or not at all."""
+    kept_positions: int = Field(20, ge=0)
+    """First positions that are kept by the stretch, and frozen while training."""
+    stretch_factor: PositiveInt = 4
+    """Factor by which the other positions are stretched: 20 + (77 - 20) * 4 = 248."""
+
+
+class Loss(Settings):
+    """The objective."""
+
+    summary_loss_weight: float = Field(0.1, ge=0)
+    """Weight of the summary (PCM) loss; 0 leaves it out. Official code: 1.0."""
+    pca_dim: PositiveInt = 32
+    """Principal components of the image features that summaries are matched to."""
+    pca_scope: Scope = "global"
+    """Rows the components are taken of: the global batch, or each worker's own (as the official code)."""
+    label_smoothing: float = Field(0.1, ge=0, lt=1)
+    """Label smoothing of both losses."""
+
+    def config(self) -> LossConfig:
+        """The same for the library."""
+        return LossConfig(**self.model_dump())
+
+
+class Optim(Settings):
+    """Optimisation."""
+
+    learning_rate: PositiveFloat = 1e-5
+    """Peak learning rate of AdamW. Official recipe: 1e-6."""
+    weight_decay: float = Field(0.01, ge=0)
+    """Decay of matrices; gains, biases and embeddings are not decayed."""
+    warmup_steps: int = Field(200, ge=0)
+    """Steps of linear warm-up; a cosine to zero follows."""
+    epochs: PositiveInt = 1
+    """Passes over the data."""
+    per_worker_batch_size: PositiveInt = 128
+    """Pairs per worker and step. Negatives come from all workers: the global batch is this times the workers."""
+    max_grad_norm: PositiveFloat = 1.0
+    """Gradients are clipped to this norm."""
+    logit_scale: PositiveFloat | None = None
+    """Temperature (exponentiated) to start from; empty keeps the base's. The official recipe restarts at 100."""
+
+
+class Workers(Settings):
+    """Training processes."""
+
+    count: PositiveInt = 2
+    """Number of workers."""
+    use_gpu: bool = False
+    """One GPU per worker."""
+    cpus: PositiveInt = 1
+    """Logical CPUs per worker. The cluster needs some more for the data pipeline."""
+    bf16: bool = False
+    """Autocast to bfloat16; the losses and PCM stay in float32."""
+
+
+class FinetuneSettings(Settings):
+    """Everything that defines a run."""
+
+    data: Data
+    columns: Columns = Columns()
+    model: Model = Model()
+    loss: Loss = Loss()
+    optim: Optim = Optim()
+    workers: Workers = Workers()
+    output: str = "var/finetune"
+    """Local directory, seen by all workers: the checkpoint (`checkpoint/`), rejected rows, and what a resume needs."""
+    checkpoint_every_steps: PositiveInt = 500
+    """Steps between two checkpoints that a broken run can resume from."""
+    log_every_steps: PositiveInt = 10
+    """Steps between two reports of the losses."""
+    experiment: str = "longclip"
+    """MLflow experiment."""
+    seed: int = 0
+    """Seed of initial weights and of the data's order."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.model.base is None) == (self.model.architecture is None):
+            raise ValueError(
+                "give exactly one of model.base (a CLIP to start from) and model.architecture (start untrained);"
+                " e.g. --set model.base=openai/clip-vit-base-patch16"
+            )
+        if self.uses_summaries and self.pca_rows <= self.loss.pca_dim + 1:
+            raise ValueError(
+                f"summary loss does nothing with loss.pca_dim={self.loss.pca_dim} on {self.pca_rows} rows: it needs"
+                f" more than pca_dim + 1 = {self.loss.pca_dim + 1}; raise optim.per_worker_batch_size, lower"
+                " loss.pca_dim or set loss.summary_loss_weight=0"
+            )
+        architecture = self.model.architecture
+        if architecture and architecture.image_size % architecture.patch_size:
+            raise ValueError(
+                f"model.architecture.patch_size={architecture.patch_size} does not divide"
+                f" image_size={architecture.image_size}"
+            )
+        return self
+
+    @property
+    def uses_summaries(self) -> bool:
+        """Whether the summary loss is part of the objective."""
+        return self.loss.summary_loss_weight > 0
+
+    @property
+    def global_batch_size(self) -> int:
+        """Pairs per step over all workers."""
+        return self.optim.per_worker_batch_size * self.workers.count
+
+    @property
+    def pca_rows(self) -> int:
+        """Rows that principal components are taken of."""
+        return self.global_batch_size if self.loss.pca_scope == "global" else self.optim.per_worker_batch_size
+
+
+def initial_checkpoint(settings: FinetuneSettings) -> Checkpoint:
+    """The model as it is before the first step; the same in every process.
+
+    Raises:
+        CheckpointError: `model.base` cannot be read or is no CLIP.
+        ConfigError: its positions cannot be stretched as the settings say.
+    """
+    torch.manual_seed(settings.seed)
+    architecture = settings.model.architecture
+    if architecture is not None:
+        checkpoint = new_model(_clip_config(architecture))
+    else:
+        checkpoint = load_checkpoint(str(settings.model.base))
+    model = checkpoint.model
+    kept, factor = settings.model.kept_positions, settings.model.stretch_factor
+    if settings.model.positions != "keep":
+        table = text_positions(model)
+        stretched = stretch_positions(table, kept, factor)
+        if settings.model.positions == "interpolate":
+            stretched = interpolate_positions(table, stretched.shape[0])
+        replace_positions(model, stretched)
+    if settings.model.positions == "stretch":
+        freeze_kept_positions(model, kept)
+    if settings.optim.logit_scale is not None:
+        model.logit_scale.data.fill_(settings.optim.logit_scale).log_()
+    tokenizer = checkpoint.tokenizer
+    tokenizer.model_max_length = checkpoint.context_length
+    return Checkpoint(model, tokenizer, checkpoint.transform)
+
+
+def _clip_config(architecture: Architecture) -> CLIPConfig:
+    def tower(size: Tower) -> dict[str, int]:
+        return {
+            "hidden_size": size.width,
+            "intermediate_size": 4 * size.width,
+            "num_hidden_layers": size.layers,
+            "num_attention_heads": size.heads,
+        }
+
+    tokenizer = build_tokenizer(architecture.context_length)
+    return CLIPConfig(
+        text_config={
+            **tower(architecture.text),
+            "max_position_embeddings": architecture.context_length,
+            "vocab_size": len(tokenizer),
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": 0,
+        },
+        vision_config={
+            **tower(architecture.vision),
+            "image_size": architecture.image_size,
+            "patch_size": architecture.patch_size,
+        },
+        projection_dim=architecture.embedding_dim,
+    )

@@ -1,0 +1,31 @@
+"""The registered model as an MLflow pyfunc, for notebooks: texts in, unit-length embeddings out.
+
+MLflow runs this file when it loads the model ("models from code"): nothing is unpickled.
+"""
+
+from typing import Any
+
+import mlflow
+import numpy as np
+import torch
+
+from longclip.checkpoint import load_checkpoint
+from longclip.encode import encode_text, unit
+from longclip.tokenizer import tokenize
+
+
+class TextEmbedder(mlflow.pyfunc.PythonModel):
+    """Embeds texts of up to the model's context length; longer ones are cut."""
+
+    def load_context(self, context: Any) -> None:
+        """Load the checkpoint that was registered."""
+        self.checkpoint = load_checkpoint(context.artifacts["checkpoint"])
+
+    def predict(self, context: Any, model_input: list[str], params: dict[str, Any] | None = None) -> np.ndarray:
+        """Embeddings `[N, D]` float32 of N texts."""
+        tokens = tokenize(self.checkpoint.tokenizer, model_input)
+        with torch.inference_mode():
+            return unit(encode_text(self.checkpoint.model, tokens)).numpy()
+
+
+mlflow.models.set_model(TextEmbedder())

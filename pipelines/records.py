@@ -1,0 +1,218 @@
+"""Rows: reading Parquet with an early, clear word on what is missing; model inputs; rejected rows; whole outputs."""
+
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+import ray
+
+from longclip.checkpoint import publish_directory
+from longclip.errors import DataError, ImageError
+from longclip.images import ImageTransform
+from longclip.tokenizer import load_tokenizer, tokenize
+from pipelines.settings import Settings
+
+
+class Columns(Settings):
+    """Names of the columns of a Parquet."""
+
+    id: str = "id"
+    """Unique key of a row."""
+    image: str = "image"
+    """Encoded image file (JPEG, PNG, WebP, ...) as binary."""
+    caption: str = "caption"
+    """Long text."""
+    summary: str = "summary"
+    """Short text."""
+
+
+def check_parquet(field: str, path: str, columns: Sequence[str]) -> int:
+    """Number of rows of a Parquet that has these columns. Reads the files' footers only, and needs no Ray.
+
+    Args:
+        field: setting that `path` came from, for messages.
+        path: Parquet file, directory or URI.
+        columns: columns that must exist.
+
+    Raises:
+        DataError: nothing is there, it is no Parquet, a column is missing, or there are no rows.
+    """
+    files = _parquet_files(field, path)
+    rows = 0
+    for name, schema, count in files:
+        missing = [column for column in columns if column not in schema.names]
+        if missing:
+            raise DataError(
+                f"{field}='{path}': column '{missing[0]}' is missing in {name}; it has {', '.join(schema.names)};"
+                f" name yours with --set columns.<role>=<name>"
+            )
+        rows += count
+    if not rows:
+        raise DataError(f"{field}='{path}' has no rows; give a Parquet with at least one")
+    return rows
+
+
+def _parquet_files(field: str, path: str) -> list[tuple[str, pa.Schema, int]]:
+    """Name, schema and number of rows of every Parquet file under a path."""
+    try:
+        filesystem, root = pafs.FileSystem.from_uri(path) if "://" in path else (pafs.LocalFileSystem(), path)
+        info = filesystem.get_file_info(root)
+        if info.type == pafs.FileType.NotFound:
+            raise DataError(f"{field}='{path}' does not exist; give a Parquet file, directory or URI")
+        if info.type == pafs.FileType.Directory:
+            found = filesystem.get_file_info(pafs.FileSelector(root, recursive=True))
+            names = sorted(entry.path for entry in found if entry.path.endswith(".parquet"))
+        else:
+            names = [root]
+        if not names:
+            raise DataError(f"{field}='{path}' holds no .parquet file; give a directory that does")
+        metadata = [(name, pq.ParquetFile(name, filesystem=filesystem)) for name in names]
+        return [(Path(name).name, file.schema_arrow, file.metadata.num_rows) for name, file in metadata]
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{field}='{path}' cannot be read as Parquet: {' '.join(str(error).split())[:300]}") from error
+
+
+class Quarantine:
+    """Collects rejected rows of a job, once each however often they are met, and stops it when they are too many."""
+
+    def __init__(self, rows: int, max_rejected_fraction: float) -> None:
+        self._allowed = max_rejected_fraction * rows
+        self._limit = max_rejected_fraction
+        self._reasons: dict[str, str] = {}
+
+    def add(self, reasons: dict[str, str]) -> None:
+        """Record `{id: reason}`; raises `DataError` when more rows are rejected than allowed."""
+        self._reasons.update(reasons)
+        if len(self._reasons) > self._allowed:
+            row, reason = next(iter(self._reasons.items()))
+            raise DataError(
+                f"{len(self._reasons)} rows rejected, more than max_rejected_fraction={self._limit} allows;"
+                f" the first is '{row}': {reason}"
+            )
+
+    def reasons(self) -> dict[str, str]:
+        """All rejected ids with their reasons."""
+        return self._reasons
+
+
+def start_quarantine(rows: int, max_rejected_fraction: float) -> Any:
+    """A `Quarantine` in a process of its own, for a job over `rows` rows: an actor handle."""
+    return ray.remote(num_cpus=0)(Quarantine).remote(rows, max_rejected_fraction)
+
+
+def write_quarantine(reasons: dict[str, str], stage: str, path: Path) -> None:
+    """Write rejected rows as a Parquet `id, stage, reason`; nothing where there are none."""
+    if reasons:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        table = {"id": list(reasons), "stage": [stage] * len(reasons), "reason": list(reasons.values())}
+        pq.write_table(pa.table(table, schema=pa.schema([(name, pa.string()) for name in table])), path)
+
+
+class ModelInputs:
+    """Turns raw rows into what a model eats: uint8 pixels and padded token ids.
+
+    Call it on batches of Ray Data in tasks: it holds names only, and each process loads the tokenizer once.
+    """
+
+    def __init__(
+        self,
+        columns: Columns,
+        texts: Sequence[str],
+        transform: ImageTransform | None,
+        tokenizer_source: str | None,
+        context_length: int,
+        quarantine: Any,
+        keep: Sequence[str] = (),
+    ) -> None:
+        """
+        Args:
+            columns: names of the columns.
+            texts: text columns to tokenize.
+            transform: image transform; None leaves the image out.
+            tokenizer_source: checkpoint whose tokenizer is used; None takes the one that ships with `longclip`.
+            context_length: most tokens of a text.
+            quarantine: handle of a `Quarantine` actor.
+            keep: further columns to hand on unchanged.
+        """
+        self.columns, self.texts, self.transform = columns, list(texts), transform
+        self.tokenizer_source, self.context_length = tokenizer_source, context_length
+        self.quarantine, self.keep = quarantine, list(keep)
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Rows that can be used, with `pixels [n, S, S, 3]` uint8 and, of each text column, `<column>_ids
+        [n, context_length]`, `<column>_lengths` and `<column>_full_lengths`."""
+        good: list[int] = []
+        pixels: list[np.ndarray] = []
+        rejected: dict[str, str] = {}
+        for row, key in enumerate(batch[self.columns.id]):
+            reason = self._reject_text(batch, row)
+            if reason is None and self.transform is not None:
+                try:
+                    pixels.append(self.transform.pixels(image_bytes(batch[self.columns.image][row])))
+                except ImageError as error:
+                    reason = str(error)
+            if reason is None:
+                good.append(row)
+            else:
+                rejected[str(key)] = reason
+        if rejected:
+            ray.get(self.quarantine.add.remote(rejected))
+        inputs = {name: batch[name][good] for name in self.keep}
+        if self.transform is not None:
+            side = self.transform.image_size
+            inputs["pixels"] = np.stack(pixels) if pixels else np.zeros((0, side, side, 3), np.uint8)
+        for name in self.texts:
+            inputs |= self._tokens(name, [str(batch[name][row]) for row in good])
+        return inputs
+
+    def _reject_text(self, batch: dict[str, np.ndarray], row: int) -> str | None:
+        for name in self.texts:
+            text = batch[name][row]
+            if not isinstance(text, str) or not text.strip():
+                return f"column '{name}' holds no text"
+        return None
+
+    def _tokens(self, name: str, texts: list[str]) -> dict[str, np.ndarray]:
+        ids = np.zeros((len(texts), self.context_length), np.int32)
+        lengths = np.zeros((2, len(texts)), np.int32)
+        if texts:
+            tokens = tokenize(load_tokenizer(self.tokenizer_source, self.context_length), texts, self.context_length)
+            ids[:, : tokens.input_ids.shape[1]] = tokens.input_ids.numpy()
+            lengths[0], lengths[1] = tokens.lengths.numpy(), tokens.full_lengths.numpy()
+        return {f"{name}_ids": ids, f"{name}_lengths": lengths[0], f"{name}_full_lengths": lengths[1]}
+
+
+def image_bytes(value: Any) -> bytes:
+    """Bytes of an image cell: binary, or the `{bytes, path}` struct of Hugging Face datasets."""
+    if isinstance(value, dict):
+        value = value.get("bytes")
+    if not isinstance(value, bytes | bytearray) or not value:
+        raise ImageError("image cell holds no bytes")
+    return bytes(value)
+
+
+class WholeDirectory:
+    """Context in which a directory is written aside; it gets its final name only when the block ends well.
+
+    Enter gives the path to write to. An output that is there already is replaced in that moment.
+    """
+
+    def __init__(self, directory: str | Path) -> None:
+        self.directory = Path(directory)
+
+    def __enter__(self) -> Path:
+        self.directory.parent.mkdir(parents=True, exist_ok=True)
+        self.aside = Path(tempfile.mkdtemp(prefix=f".{self.directory.name}.", dir=self.directory.parent))
+        return self.aside
+
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
+        if kind is None:
+            publish_directory(self.aside, self.directory)
+        else:
+            shutil.rmtree(self.aside, ignore_errors=True)

@@ -1,0 +1,62 @@
+"""Register a checkpoint directory in MLflow as a new version of a model, and point an alias at it.
+
+    python pipelines/register.py --set checkpoint=var/finetune/checkpoint --set name=longclip --set alias=candidate
+
+The version is then served by name: `serve run serving.app:build model=models:/longclip@candidate ...`.
+"""
+
+import json
+from pathlib import Path
+from typing import Literal
+
+from longclip.errors import CheckpointError, DataError
+from pipelines import tracking
+from pipelines.entry import Progress, run_entry
+from pipelines.settings import Settings, load_settings, storage_path
+
+
+class RegisterSettings(Settings):
+    """Everything that defines a version."""
+
+    checkpoint: str
+    """Checkpoint directory; its last part must be `checkpoint`."""
+    name: str = "longclip"
+    """Registered model."""
+    alias: Literal["candidate", "champion"] = "candidate"
+    """Alias that is pointed at the new version."""
+    results: str | None = None
+    """results.json of a benchmark, whose figures are recorded with the version."""
+    results_model: str | None = None
+    """Name of this checkpoint in those results; the last one where empty."""
+    experiment: str = "longclip"
+    """MLflow experiment."""
+
+
+def main() -> None:
+    """The entry."""
+    settings = load_settings(RegisterSettings, __doc__ or "")
+    progress = Progress("register")
+    directory = Path(storage_path("checkpoint", settings.checkpoint))
+    if not directory.is_dir():
+        raise CheckpointError(f"checkpoint '{directory}' does not exist; give the directory that finetune wrote")
+    uri = tracking.tracking_uri(directory.parent.parent)
+    metrics = _figures(settings) if settings.results else {}
+    version = tracking.register_checkpoint(uri, directory, settings.name, settings.experiment, metrics, settings.alias)
+    model = f"models:/{settings.name}/{version}"
+    progress.summary(1, 1, 0, f"{model}, alias {settings.alias}, at {uri}")
+
+
+def _figures(settings: RegisterSettings) -> dict[str, float]:
+    path = Path(storage_path("results", str(settings.results)))
+    try:
+        results = json.loads(path.read_text())["results"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"results='{path}' is no results.json of a benchmark ({type(error).__name__})") from error
+    name = settings.results_model or list(results)[-1]
+    if name not in results:
+        raise DataError(f"results_model='{name}' is not in {path}; it has {', '.join(results)}")
+    return {key: float(value) for key, value in results[name].items() if isinstance(value, int | float)}
+
+
+if __name__ == "__main__":
+    run_entry(main)

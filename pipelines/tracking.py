@@ -1,0 +1,139 @@
+"""MLflow: the one module that talks to it. Runs, metrics, registered versions and aliases.
+
+The tracking server is that of `MLFLOW_TRACKING_URI`; without it, an SQLite database beside the outputs.
+"""
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+import mlflow
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+from ray.train import UserCallback
+
+from longclip.checkpoint import Checkpoint, load_checkpoint
+from longclip.errors import CheckpointError, ConfigError
+
+DATABASE, ARTIFACTS = "mlflow.db", "mlartifacts"
+PYFUNC_MODEL = Path(__file__).with_name("pyfunc_model.py")
+
+
+def tracking_uri(beside: str | Path) -> str:
+    """Where runs are recorded: `MLFLOW_TRACKING_URI`, or `mlflow.db` in the directory `beside`."""
+    configured = os.environ.get("MLFLOW_TRACKING_URI")
+    if configured:
+        return configured
+    directory = Path(beside).absolute()
+    directory.mkdir(parents=True, exist_ok=True)
+    return f"sqlite:///{directory / DATABASE}"
+
+
+def start_run(uri: str, experiment: str, name: str, parameters: Mapping[str, Any]) -> str:
+    """Begin a run with its flattened parameters and return its id.
+
+    Raises:
+        ConfigError: the tracking server cannot be reached.
+    """
+    try:
+        client = MlflowClient(uri)
+        found = client.get_experiment_by_name(experiment)
+        experiment_id = found.experiment_id if found else client.create_experiment(experiment, _artifact_location(uri))
+        run = client.create_run(experiment_id, run_name=name)
+        for key, value in _flatten(parameters).items():
+            client.log_param(run.info.run_id, key, value)
+        client.log_dict(run.info.run_id, dict(parameters), "settings.json")
+    except MlflowException as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"MLflow at '{uri}' cannot be used: {reason}; check MLFLOW_TRACKING_URI") from error
+    return run.info.run_id
+
+
+def end_run(uri: str, run_id: str, succeeded: bool) -> None:
+    """Close a run as finished or failed."""
+    MlflowClient(uri).set_terminated(run_id, "FINISHED" if succeeded else "FAILED")
+
+
+class MetricsToMlflow(UserCallback):
+    """Records what the workers report, from the one process that controls the training, and shows progress.
+
+    Training goes on when MLflow does not answer; the gap is said once on stderr.
+    """
+
+    def __init__(self, uri: str, run_id: str) -> None:
+        self.uri, self.run_id = uri, run_id
+        self.failed = False
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        """Log the metrics of rank 0, which are averages over all workers."""
+        reported = dict(metrics[0])
+        step, total = int(reported.pop("step")), int(reported.pop("total_steps"))
+        loss, speed = reported["loss"], reported["pairs_per_second"]
+        parts = ", ".join(f"{name} {value:.3f}" for name, value in reported.items() if name.endswith("_loss"))
+        left = (total - step) * reported["batch_seconds"]
+        print(f"step {step}/{total}: loss {loss:.3f} ({parts}), {speed:.0f} pairs/s, {left:.0f} s left", flush=True)
+        try:
+            client = MlflowClient(self.uri)
+            for name, value in reported.items():
+                client.log_metric(self.run_id, name, value, step=step)
+        except MlflowException as error:
+            if not self.failed:
+                print(f"warning: MLflow does not take metrics, training goes on: {error}", file=sys.stderr, flush=True)
+            self.failed = True
+
+
+def register_checkpoint(
+    uri: str, directory: Path, name: str, experiment: str, metrics: Mapping[str, float], alias: str
+) -> int:
+    """Register a checkpoint directory as a new version of a model and point an alias at it.
+
+    Args:
+        uri: tracking server.
+        directory: Hugging Face directory whose last part is `checkpoint`; its files are logged unchanged.
+        name: registered model.
+        experiment: experiment of the run that carries the version.
+        metrics: figures to record with it.
+        alias: `candidate` or `champion`.
+
+    Returns:
+        The version number.
+    """
+    checkpoint: Checkpoint = load_checkpoint(directory)
+    if directory.name != "checkpoint":
+        raise CheckpointError(f"checkpoint '{directory}': a registered directory must be called 'checkpoint'")
+    run_id = start_run(uri, experiment, f"register-{name}", {"checkpoint": str(directory)})
+    mlflow.set_tracking_uri(uri)
+    with mlflow.start_run(run_id=run_id):
+        # MLflow takes names with slashes but no '@'.
+        mlflow.log_metrics({key.replace("@", "_at_"): value for key, value in metrics.items()})
+        logged = mlflow.pyfunc.log_model(
+            name="longclip",
+            python_model=str(PYFUNC_MODEL),
+            artifacts={"checkpoint": str(directory)},
+            pip_requirements=["longclip", "torch", "transformers"],
+            metadata={"context_length": checkpoint.context_length},
+        )
+    version = mlflow.register_model(f"models:/{logged.model_id}", name)
+    MlflowClient(uri).set_registered_model_alias(name, alias, version.version)
+    return int(version.version)
+
+
+def _artifact_location(uri: str) -> str | None:
+    """Beside the database for SQLite, whose own default is the current directory; the server's choice otherwise."""
+    if not uri.startswith("sqlite:///"):
+        return None
+    return str(Path(uri.removeprefix("sqlite:///")).parent / ARTIFACTS)
+
+
+def _flatten(parameters: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in parameters.items():
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat

@@ -1,0 +1,152 @@
+"""The loop that every training worker runs."""
+
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import torch
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+
+from longclip.checkpoint import Checkpoint, save_checkpoint
+from longclip.distributed import sum_over_workers, world_size
+from longclip.errors import DataError
+from longclip.task import ImageTextBatch, LongClipTask, clamp_logit_scale, learning_rate_factor, parameter_groups
+from longclip.tokenizer import TokenBatch
+from pipelines.finetune_settings import FinetuneSettings, initial_checkpoint
+
+MODEL_DIR, STATE_FILE = "checkpoint", "training_state.pt"
+
+
+def train_loop(config: dict[str, Any]) -> None:
+    """Train on this worker's shard.
+
+    Args:
+        config: `settings` (of `FinetuneSettings`, as JSON values) and `total_steps`.
+    """
+    settings = FinetuneSettings.model_validate(config["settings"])
+    total_steps: int = config["total_steps"]
+    run = TrainingRun(settings, total_steps)
+    run.resume()
+    while run.step < total_steps:
+        before = run.step
+        for batch in _batches(settings, seed=settings.seed + run.step):
+            run.train_step(batch)
+            done = run.step >= total_steps
+            save = done or run.step % settings.checkpoint_every_steps == 0
+            if save or run.step % settings.log_every_steps == 0:
+                run.report(save)
+            if done:
+                break
+        if run.step == before:
+            raise DataError(f"data.train='{settings.data.train}': too few readable rows are left for one global batch")
+
+
+def _batches(settings: FinetuneSettings, seed: int) -> Iterator[ImageTextBatch]:
+    """One pass over this worker's shard. All workers see equally many batches: the shards are equal, tails are left."""
+    shard = ray.train.get_dataset_shard("train")
+    batches = shard.iter_torch_batches(
+        batch_size=settings.optim.per_worker_batch_size,
+        drop_last=True,
+        prefetch_batches=2,
+        device="cpu",
+        local_shuffle_buffer_size=settings.data.shuffle_buffer,
+        local_shuffle_seed=seed,
+    )
+    for columns in batches:
+        caption = _tokens(columns, settings.columns.caption)
+        summary = _tokens(columns, settings.columns.summary) if settings.uses_summaries else None
+        yield ImageTextBatch(columns["pixels"], caption, summary)
+
+
+def _tokens(columns: dict[str, Tensor], name: str) -> TokenBatch:
+    lengths = columns[f"{name}_lengths"].long()
+    return TokenBatch(columns[f"{name}_ids"].long(), lengths, columns[f"{name}_full_lengths"].long())
+
+
+class TrainingRun:
+    """Model, optimizer and schedule of one worker, and the step they have reached."""
+
+    def __init__(self, settings: FinetuneSettings, total_steps: int) -> None:
+        self.settings, self.total_steps = settings, total_steps
+        self.checkpoint = initial_checkpoint(settings)
+        task = LongClipTask(self.checkpoint.model, self.checkpoint.transform, settings.loss.config())
+        self.task: torch.nn.Module = ray.train.torch.prepare_model(task.train())
+        self.device = ray.train.torch.get_device()
+        optim = settings.optim
+        groups = parameter_groups(self.checkpoint.model, optim.weight_decay)
+        self.optimizer = torch.optim.AdamW(groups, lr=optim.learning_rate, fused=True)
+        self.schedule = LambdaLR(
+            self.optimizer, lambda step: learning_rate_factor(step, optim.warmup_steps, total_steps)
+        )
+        self.step = 0
+        self.losses: dict[str, Tensor] = {}
+        self.since_report = (0, 0, time.monotonic())
+
+    def train_step(self, batch: ImageTextBatch) -> None:
+        """One update of the parameters."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.workers.bf16):
+            losses = self.task(batch)
+        self.optimizer.zero_grad(set_to_none=True)
+        losses["loss"].backward()
+        torch.nn.utils.clip_grad_norm_(self.task.parameters(), self.settings.optim.max_grad_norm)
+        self.optimizer.step()
+        self.schedule.step()
+        clamp_logit_scale(self.checkpoint.model)
+        self.step += 1
+        self.losses = {name: loss.detach() for name, loss in losses.items()}
+        pairs, tokens, since = self.since_report
+        self.since_report = (pairs + len(batch), tokens + int(batch.caption.lengths.sum()), since)
+
+    def report(self, save: bool) -> None:
+        """Report averaged losses and speed to Ray Train, with a checkpoint if `save`. All workers call it alike."""
+        pairs, tokens, since = self.since_report
+        seconds = time.monotonic() - since
+        metrics: dict[str, float] = {
+            name: (sum_over_workers(loss) / world_size()).item() for name, loss in self.losses.items()
+        }
+        metrics |= {
+            "step": self.step,
+            "total_steps": self.total_steps,
+            "learning_rate": float(self.schedule.get_last_lr()[0]),
+            "logit_scale": float(self.checkpoint.model.logit_scale.detach().exp()),
+            "batch_seconds": seconds * self.settings.optim.per_worker_batch_size / max(1, pairs),
+            "pairs_per_second": pairs * world_size() / seconds,
+            "caption_tokens_per_second": tokens * world_size() / seconds,
+        }
+        if save and ray.train.get_context().get_world_rank() == 0:
+            with tempfile.TemporaryDirectory() as directory:
+                self._save(Path(directory))
+                checkpoint = ray.train.Checkpoint.from_directory(directory)
+                ray.train.report(metrics, checkpoint=checkpoint, checkpoint_dir_name=f"step_{self.step:07d}")
+        else:
+            ray.train.report(metrics, checkpoint_dir_name=f"step_{self.step:07d}" if save else None)
+        self.since_report = (0, 0, time.monotonic())
+
+    def resume(self) -> None:
+        """Go on from the last checkpoint of a broken run with the same settings, if there is one."""
+        last = ray.train.get_checkpoint()
+        if last is None:
+            return
+        with last.as_directory() as directory:
+            state = torch.load(Path(directory) / STATE_FILE, weights_only=True, map_location=self.device)
+        self.checkpoint.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.step = state["step"]
+
+    def _save(self, directory: Path) -> None:
+        metadata = {"settings": self.settings.model_dump(mode="json"), "step": self.step}
+        model = self.checkpoint
+        save_checkpoint(Checkpoint(model.model, model.tokenizer, model.transform), directory / MODEL_DIR, metadata)
+        state = {
+            "model": model.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "step": self.step,
+        }
+        torch.save(state, directory / STATE_FILE)

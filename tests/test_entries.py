@@ -1,0 +1,251 @@
+"""Entries as users meet them: mistakes are one line and an exit code, broken rows are counted and kept apart."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import ray
+import transformers
+
+from longclip.checkpoint import load_checkpoint
+from longclip.errors import ConfigError, DataError
+from pipelines import benchmark, embed, finetune, register, sample_data, summarize
+from pipelines.entry import run_entry, user_error
+from tests.conftest import ROOT, picture
+
+ENTRIES = {module.__name__.rpartition(".")[2]: module for module in (benchmark, embed, finetune, register, summarize)}
+
+
+@pytest.fixture(scope="module")
+def ray_cluster() -> Iterator[None]:
+    """One local Ray for the tests that get that far."""
+    ray.init(address="local", num_cpus=4, include_dashboard=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Run an entry with settings; gives its exit code, standard output and standard error."""
+
+    def run_settings(name: str, *settings: str) -> tuple[int, str, str]:
+        arguments = [part for setting in settings for part in ("--set", setting)]
+        monkeypatch.setattr(sys, "argv", [name, *arguments])
+        with pytest.raises(SystemExit) as left:
+            run_entry(ENTRIES[name].main)
+        out, err = capsys.readouterr()
+        return int(left.value.code or 0), out, err
+
+    return run_settings
+
+
+def write_rows(path: Path, rows: int = 12, broken: tuple[int, ...] = (), **changes: object) -> Path:
+    """A Parquet of small pictures; the images of `broken` rows are cut short."""
+    images = [picture(number) for number in range(rows)]
+    columns: dict[str, object] = {
+        "id": [f"row-{number:03d}" for number in range(rows)],
+        "image": [image[:60] if number in broken else image for number, image in enumerate(images)],
+        "caption": [f"A first sentence. Picture number {number} is here. It has many dots." for number in range(rows)],
+        "summary": [f"picture {number}" for number in range(rows)],
+    }
+    columns |= changes
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table({name: values for name, values in columns.items() if values is not None}), path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "code", "expected"),
+    [
+        ("finetune", ["data.train={dir}/none", "model.base={model}"], 3, "data.train='{dir}/none' does not exist"),
+        ("finetune", ["data.train={text_only}", "model.base={model}"], 3, "column 'image' is missing"),
+        ("finetune", ["data.train={empty}", "model.base={model}"], 3, "has no rows"),
+        ("finetune", ["data.train={rows}", "model.base={model}"], 3, "fewer than one global batch"),
+        ("finetune", ["data.train={rows}", "model.base={dir}/none"], 4, "does not exist"),
+        ("finetune", ["data.train={rows}", "model.base={bert}"], 4, "is a 'bert' model, not a CLIP"),
+        ("finetune", ["data.train={rows}", "model.bass=x"], 2, "did you mean 'model.base'?"),
+        ("benchmark", ["data={rows}", "models={{a: {model}}}", "texts=[captions]"], 3, "column 'captions' is missing"),
+        ("benchmark", ["data={note}", "models={{a: {model}}}"], 3, "cannot be read as Parquet"),
+        ("embed", ["data={text_only}", "model={model}"], 3, "column 'image' is missing"),
+        ("embed", ["data={rows}", "model={note}"], 4, "is a file, not a directory"),
+        ("summarize", ["input={rows}", "output={dir}/out", "strategy=best"], 2, "setting 'strategy' = 'best'"),
+        ("summarize", ["input={rows}", "output={dir}/out", "columns.caption=text"], 3, "column 'text' is missing"),
+        ("register", ["checkpoint={dir}/none"], 4, "does not exist"),
+    ],
+)
+def test_a_users_mistake_is_one_line_and_an_exit_code(
+    run: Callable[..., tuple[int, str, str]],
+    tmp_path: Path,
+    tiny_checkpoint_dir: Path,
+    name: str,
+    settings: list[str],
+    code: int,
+    expected: str,
+) -> None:
+    places = {
+        "dir": tmp_path,
+        "model": tiny_checkpoint_dir,
+        "rows": write_rows(tmp_path / "rows.parquet"),
+        "text_only": write_rows(tmp_path / "text.parquet", image=None),
+        "empty": write_rows(tmp_path / "empty.parquet", rows=0),
+        "bert": tmp_path / "bert",
+        "note": tmp_path / "note.txt",
+    }
+    places["note"].write_text("not a Parquet")
+    transformers.BertConfig(num_hidden_layers=1).save_pretrained(places["bert"])
+    output = [] if name in ("register", "summarize") else [f"output={tmp_path}/output"]
+    exit_code, _, err = run(name, *[setting.format(**places) for setting in settings], *output)
+    lines = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    assert expected.format(**places) in lines[0]
+    assert exit_code == code
+    assert "Traceback" not in err
+
+
+def test_help_teaches_and_a_mistake_ends_the_process_with_its_code() -> None:
+    command = [sys.executable, str(ROOT / "pipelines" / "finetune.py")]
+    shown = subprocess.run([*command, "--help"], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert "loss.summary_loss_weight = 0.1" in shown.stdout
+    assert "ray job submit" in shown.stdout
+    wrong = subprocess.run([*command, "--set", "data.trian=x"], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert wrong.returncode == ConfigError.exit_code
+    assert "did you mean 'data.train'?" in wrong.stderr
+    assert "Traceback" not in wrong.stderr
+
+
+def test_the_users_mistake_is_found_behind_rays_wrappers() -> None:
+    mistake = DataError("column missing")
+    wrapped = RuntimeError("worker failed")
+    wrapped.__cause__ = ValueError("in between")
+    wrapped.__cause__.__context__ = mistake
+    assert user_error(wrapped) is mistake
+    assert user_error(RuntimeError("a bug")) is None
+
+
+def test_unreadable_images_are_quarantined_and_counted(
+    run: Callable[..., tuple[int, str, str]], ray_cluster: None, tmp_path: Path, tiny_checkpoint_dir: Path
+) -> None:
+    rows = write_rows(tmp_path / "rows.parquet", rows=30, broken=(4, 17))
+    settings = [f"data={rows}", f"model={tiny_checkpoint_dir}", f"output={tmp_path}/index"]
+    code, _, err = run("embed", *settings)
+    assert code == DataError.exit_code
+    assert "more than max_rejected_fraction=0.01 allows" in err
+    assert not (tmp_path / "index").exists()
+
+    code, out, _ = run("embed", *settings, "max_rejected_fraction=0.1")
+    assert code == 0
+    assert "embed: 30 rows in, 28 out, 2 rejected" in out
+    kept = pq.read_table(tmp_path / "index" / "items.parquet")["id"].to_pylist()
+    assert kept == [f"row-{number:03d}" for number in range(30) if number not in (4, 17)]
+    quarantine = pq.read_table(tmp_path / "index.quarantine.parquet").to_pylist()
+    assert [row["id"] for row in sorted(quarantine, key=lambda row: row["id"])] == ["row-004", "row-017"]
+    assert all("cannot be decoded" in row["reason"] and row["stage"] == "embed" for row in quarantine)
+
+    manifest = json.loads((tmp_path / "index" / "manifest.json").read_text())
+    embeddings = np.load(tmp_path / "index" / "embeddings.npy", allow_pickle=False)
+    assert manifest["count"] == len(embeddings) == 28
+    assert np.allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-5)
+
+
+def test_double_ids_never_become_an_index(
+    run: Callable[..., tuple[int, str, str]], ray_cluster: None, tmp_path: Path, tiny_checkpoint_dir: Path
+) -> None:
+    rows = write_rows(tmp_path / "rows.parquet", rows=4, id=["a", "b", "a", "c"])
+    code, _, err = run("embed", f"data={rows}", f"model={tiny_checkpoint_dir}", f"output={tmp_path}/index")
+    assert code == DataError.exit_code
+    assert "id 'a' occurs more than once" in err
+    assert not (tmp_path / "index").exists()
+
+
+def test_summarize_keeps_columns_and_counts_rows_without_caption(
+    run: Callable[..., tuple[int, str, str]], ray_cluster: None, tmp_path: Path
+) -> None:
+    captions = [f"First of {number}. Second of {number}." for number in range(20)]
+    rows = write_rows(tmp_path / "rows.parquet", rows=20, caption=[None, " ", *captions[2:]], summary=None)
+    settings = [f"input={rows}", f"output={tmp_path}/out", "strategy=drop_first", "max_rejected_fraction=0.1"]
+    code, out, _ = run("summarize", *settings)
+    assert code == 0
+    assert "summarize: 20 rows in, 18 out, 2 rejected" in out
+    table = pq.read_table(tmp_path / "out").sort_by("id")
+    assert table["summary"].to_pylist() == [f"Second of {number}." for number in range(2, 20)]
+    assert set(table["summary_source"].to_pylist()) == {"drop_first"}
+    assert table.column_names[:3] == ["id", "image", "caption"]
+    assert pq.read_table(tmp_path / "out.quarantine.parquet")["id"].to_pylist() == ["row-000", "row-001"]
+
+
+def test_benchmark_counts_any_of_an_images_captions(
+    run: Callable[..., tuple[int, str, str]], ray_cluster: None, tmp_path: Path, tiny_checkpoint_dir: Path
+) -> None:
+    captions = [[f"dots number {number}", f"again {number}"][: 1 + number % 2] for number in range(10)]
+    rows = write_rows(tmp_path / "rows.parquet", rows=10, captions=captions)
+    models = f"models={{first: {tiny_checkpoint_dir}, second: {tiny_checkpoint_dir}}}"
+    code, out, _ = run("benchmark", f"data={rows}", models, "texts=[caption, captions]", f"output={tmp_path}/bench")
+    assert code == 0
+    assert "Candidates: 10 images; 10 texts of caption, 15 texts of captions." in out
+    results = json.loads((tmp_path / "bench" / "results.json").read_text())["results"]
+    assert results["first"] == results["second"], "the same model must measure the same"
+    assert results["first"]["captions/image_to_text/recall@10"] >= results["first"]["captions/image_to_text/recall@1"]
+
+
+@pytest.mark.slow
+def test_the_whole_way_from_scenes_to_a_registered_model(
+    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every step of the demo with two training steps: outputs meet, models load, a rerun resumes."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+
+    def step(main: Callable[[], None], *arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["entry", *arguments])
+        main()
+        return capsys.readouterr().out
+
+    def sets(*settings: str) -> list[str]:
+        return [part for setting in settings for part in ("--set", setting)]
+
+    configs = ROOT / "pipelines" / "configs"
+    small = ["model.architecture.text.layers=1", "model.architecture.vision.layers=1", "optim.epochs=1"]
+    step(sample_data.main, *sets("rows=96", f"output={tmp_path}/scenes"))
+    base = ["--config", str(configs / "demo_base.yaml")]
+    base += sets(f"data.train={tmp_path}/scenes", f"output={tmp_path}/base", "optim.per_worker_batch_size=20", *small)
+    out = step(finetune.main, *base)
+    assert "80 pairs seen, 80 of 96 rows a pass" in out, "the rows of the incomplete last batch must be said"
+    assert load_checkpoint(tmp_path / "base" / "checkpoint").context_length == 77
+
+    step(summarize.main, *sets(f"input={tmp_path}/scenes", f"output={tmp_path}/summarized"))
+    tuned = ["--config", str(configs / "demo_finetune.yaml")]
+    tuned += sets(f"data.train={tmp_path}/summarized", f"model.base={tmp_path}/base/checkpoint")
+    tuned += sets(f"output={tmp_path}/tuned", "optim.per_worker_batch_size=20", "optim.epochs=1")
+    step(finetune.main, *tuned)
+    checkpoint = tmp_path / "tuned" / "checkpoint"
+    model = transformers.CLIPModel.from_pretrained(checkpoint)
+    stretched = model.text_model.embeddings.position_embedding.weight
+    before = load_checkpoint(tmp_path / "base" / "checkpoint").model.text_model.embeddings.position_embedding.weight
+    assert stretched.shape[0] == 248
+    assert (stretched[:20] == before[:20]).all(), "kept positions moved"
+    assert (stretched[20:24] != before[20:21]).any()
+
+    weights = (checkpoint / "model.safetensors").read_bytes()
+    step(finetune.main, *tuned)
+    assert (checkpoint / "model.safetensors").read_bytes() == weights, "a finished run must not train again"
+    with pytest.raises(ConfigError, match="holds a run with other settings"):
+        step(finetune.main, *tuned, *sets("seed=1"))
+
+    models = f"models={{base: {tmp_path}/base/checkpoint, tuned: {checkpoint}}}"
+    texts = "texts=[caption, short_caption]"
+    table = step(benchmark.main, *sets(f"data={tmp_path}/scenes", models, texts, f"output={tmp_path}/bench"))
+    assert "| caption | tuned | 248 |" in table
+    results = f"results={tmp_path}/bench/results.json"
+    for version in (1, 2):
+        out = step(register.main, *sets(f"checkpoint={checkpoint}", results, "alias=champion"))
+        assert f"models:/longclip/{version}" in out
+
+    import mlflow  # the registry is read the way a user's notebook does
+
+    loaded = mlflow.pyfunc.load_model("models:/longclip@champion")
+    assert np.asarray(loaded.predict(["a red circle"])).shape == (1, 128)
