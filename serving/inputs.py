@@ -1,0 +1,138 @@
+"""What a request carries, made ready for the model: texts to tokens, images to pixels.
+
+All of it happens before items of different requests meet in a batch, so an item that cannot be read fails its own
+request and no other.
+"""
+
+import base64
+import binascii
+import io
+import re
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+from transformers import CLIPTokenizer
+
+from longclip.errors import ImageError
+from longclip.images import MAX_ASPECT_RATIO, MAX_PIXELS, ImageTransform
+from longclip.tokenizer import TokenBatch, count_tokens, tokenize
+from serving.errors import ApiError
+
+MAX_BODY_BYTES = 64 * 2**20
+MAX_TEXTS = 2048
+MAX_IMAGES = 32
+MAX_TEXT_CHARS = 100_000
+MAX_IMAGE_BYTES = 20 * 2**20
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+
+LIMITS = {
+    "body_bytes": MAX_BODY_BYTES,
+    "texts": MAX_TEXTS,
+    "images": MAX_IMAGES,
+    "text_chars": MAX_TEXT_CHARS,
+    "image_bytes": MAX_IMAGE_BYTES,
+    "image_pixels": MAX_PIXELS,
+}
+
+_DATA_URI = re.compile(r"data:image/[\w.+-]+;base64,", re.IGNORECASE)
+
+
+def read_texts(
+    tokenizer: CLIPTokenizer, texts: Sequence[str], params: Sequence[str], truncate: bool
+) -> tuple[TokenBatch, int]:
+    """Tokens of N texts, and how many of the texts were cut.
+
+    Args:
+        tokenizer: the model's; its `model_max_length` is the context length.
+        texts: N texts, at least one.
+        params: where in the request each of them was, for the error.
+        truncate: cut long texts; otherwise they are refused.
+
+    Raises:
+        ApiError: a text is empty, too long, or no text.
+    """
+    for text, param in zip(texts, params, strict=True):
+        check_text(text, param)
+        if not text.strip():
+            raise ApiError(422, f"{param}: the text is empty", "empty_text", param)
+    tokens = tokenize(tokenizer, texts)
+    too_long = (tokens.full_lengths > tokens.lengths).nonzero().flatten().tolist()
+    if too_long and not truncate:
+        first = too_long[0]
+        raise ApiError(
+            422,
+            f"{params[first]}: the text has {int(tokens.full_lengths[first])} tokens, the model reads"
+            f" {tokenizer.model_max_length}; shorten it, or set truncate to cut it",
+            "context_length_exceeded",
+            params[first],
+        )
+    return tokens, len(too_long)
+
+
+def check_text(text: str, param: str) -> None:
+    """Refuse a text that cannot be tokenized, or would take too long."""
+    if len(text) > MAX_TEXT_CHARS:
+        message = f"{param}: the text has {len(text)} characters, at most {MAX_TEXT_CHARS} are allowed"
+        raise ApiError(413, message, "text_too_long", param)
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # JSON can spell half of a surrogate pair
+        raise ApiError(422, f"{param}: the text is no valid Unicode", "invalid_text", param) from None
+
+
+def token_count(tokenizer: CLIPTokenizer, text: str) -> int:
+    """Tokens of a text without any limit, start and end token included."""
+    check_text(text, "text")
+    return count_tokens(tokenizer, [text])[0]
+
+
+def read_images(transform: ImageTransform, images: Sequence[str], params: Sequence[str]) -> np.ndarray:
+    """Pixels `[N, S, S, 3]` uint8 of N data URIs or base64 strings; raises `ApiError`."""
+    return np.stack([_read_image(transform, image, param) for image, param in zip(images, params, strict=True)])
+
+
+def _read_image(transform: ImageTransform, image: str, param: str) -> np.ndarray:
+    data = _image_bytes(image, param)
+    try:
+        _check_size(data, param)
+        return transform.pixels(data)
+    except ImageError as error:
+        raise ApiError(422, f"{param}: {error}", "invalid_image", param) from error
+
+
+def _image_bytes(image: str, param: str) -> bytes:
+    uri = _DATA_URI.match(image)
+    if uri is None and ":" in image[:16]:
+        message = f"{param}: give a data:image/...;base64,... URI or raw base64; addresses are not fetched"
+        raise ApiError(422, message, "invalid_image", param)
+    encoded = image[uri.end() :] if uri else image
+    if len(encoded) // 4 * 3 > MAX_IMAGE_BYTES:
+        raise ApiError(
+            413, f"{param}: the image is larger than {MAX_IMAGE_BYTES} bytes; scale it down", "image_too_large", param
+        )
+    try:
+        return base64.b64decode(encoded, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ApiError(422, f"{param}: the image is no valid base64", "invalid_image", param) from error
+
+
+def _check_size(data: bytes, param: str) -> None:
+    """Refuse by its header what would be too much to decode, and formats that nobody sends in good faith."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of bombs; the limits below refuse them
+            width, height = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS).size
+    except Image.DecompressionBombError:
+        message = f"{param}: the image has more than {MAX_PIXELS} pixels; scale it down"
+        raise ApiError(413, message, "image_too_large", param) from None
+    except Exception as error:  # Pillow's plugins raise almost anything on broken files
+        message = f"{param}: the {len(data)} bytes are no image in {', '.join(IMAGE_FORMATS)}"
+        raise ApiError(422, message, "invalid_image", param) from error
+    if width * height > MAX_PIXELS or max(width, height) > MAX_ASPECT_RATIO * min(width, height):
+        message = (
+            f"{param}: the image has {width} x {height} pixels; at most {MAX_PIXELS} and sides of at most"
+            f" {MAX_ASPECT_RATIO} : 1 are allowed"
+        )
+        raise ApiError(413, message, "image_too_large", param)

@@ -1,0 +1,233 @@
+"""The web page in a real browser, against the real application."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from ray import serve
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.remote.webelement import WebElement
+from selenium.webdriver.support.ui import WebDriverWait
+
+from longclip.checkpoint import Checkpoint
+from serving.app import AppArgs, build
+from tests.test_serving import LONG_TEXT, local_serve
+from tests.test_serving_index import COUNT, scene, write_index
+
+CHROMIUM, CHROMEDRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+pytestmark = pytest.mark.skipif(
+    not (CHROMIUM and CHROMEDRIVER), reason="chromium and chromedriver are not installed (apt install chromium-driver)"
+)
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--disable-dev-shm-usage",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--window-size=1280,1000",
+)
+PAGE_SIZE = 12
+
+
+@pytest.fixture(scope="module")
+def url(
+    tiny_checkpoint: Checkpoint, tiny_checkpoint_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    index = write_index(tmp_path_factory.mktemp("web") / "index", tiny_checkpoint, tiny_checkpoint_dir)
+    with local_serve() as url:
+        serve.run(build(AppArgs(model=str(tiny_checkpoint_dir), index=str(index))), name="longclip")
+        yield url
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM or ""
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options, webdriver.ChromeService(CHROMEDRIVER))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture
+def page(browser: webdriver.Chrome, url: str) -> Iterator["Page"]:
+    """The page, freshly opened; whatever a test does, the console stays clean."""
+    browser.get(url)
+    page = Page(browser, url)
+    page.until(lambda: "30 pictures indexed" in page.text("footer"))
+    page.until(lambda: len(page.all("#examples button")) == 4)
+    yield page
+    page.check_console()
+
+
+class Page:
+    """What the tests do with the page."""
+
+    def __init__(self, browser: webdriver.Chrome, url: str) -> None:
+        self.browser = browser
+        self.url = url
+        self.allowed_in_console: tuple[str, ...] = ()
+
+    def one(self, selector: str) -> WebElement:
+        return self.browser.find_element(By.CSS_SELECTOR, selector)
+
+    def all(self, selector: str) -> list[WebElement]:
+        return self.browser.find_elements(By.CSS_SELECTOR, selector)
+
+    def text(self, selector: str) -> str:
+        return self.one(selector).text
+
+    def until(self, condition: Callable[[], bool]) -> None:
+        WebDriverWait(self.browser, 30, poll_frequency=0.05).until(lambda _: condition())
+
+    def until_results(self, status: str) -> list[str]:
+        """Wait until the status line has `status`; the ids of the results."""
+        self.until(lambda: status in self.text("#status"))
+        return self.ids()
+
+    def ids(self) -> list[str]:
+        return [card.get_attribute("data-id") or "" for card in self.all("#results > li")]
+
+    def keys(self, *keys: str) -> None:
+        webdriver.ActionChains(self.browser).send_keys(*keys).perform()
+
+    def focused(self) -> str:
+        return self.browser.switch_to.active_element.get_attribute("id") or ""
+
+    def check_console(self) -> None:
+        entries = [entry["message"] for entry in self.browser.get_log("browser")]  # type: ignore[no-untyped-call]
+        assert [entry for entry in entries if not any(part in entry for part in self.allowed_in_console)] == []
+
+
+def test_the_page_opens_ready_to_type(page: Page) -> None:
+    assert page.browser.title == "Long-CLIP search"
+    assert page.focused() == "query"
+    assert "tiny" in page.text("footer")
+    page.until(lambda: page.text("#counter") == "2 / 248 tokens")
+
+
+def test_a_text_is_searched_with_enter(page: Page) -> None:
+    page.keys("A goldenrod disc")
+    webdriver.ActionChains(page.browser).key_down(Keys.SHIFT).send_keys(Keys.ENTER).key_up(Keys.SHIFT).perform()
+    page.keys("beside a square", Keys.ENTER)
+    assert len(page.until_results("12 pictures nearest to your description")) == PAGE_SIZE
+    assert page.one("#query").get_property("value") == "A goldenrod disc\nbeside a square"
+    first = page.one("#results > li")
+    assert first.find_element(By.CLASS_NAME, "caption").text.startswith("Scene ")
+    picture = first.find_element(By.TAG_NAME, "img")
+    page.until(lambda: picture.get_property("naturalWidth") == 96)
+    float(first.find_element(By.CLASS_NAME, "score").text)
+    assert "?q=A+goldenrod+disc" in page.browser.current_url
+
+
+def test_tokens_are_counted_while_typing(page: Page) -> None:
+    page.keys("a dog on a beach")
+    page.until(lambda: page.text("#counter") == "7 / 248 tokens")
+
+
+def test_too_long_a_text_is_cut_only_on_request(page: Page) -> None:
+    page.allowed_in_console = ("422",)  # the browser itself reports the refused request
+    page.browser.execute_script("query.value = arguments[0]; query.dispatchEvent(new Event('input'))", LONG_TEXT)
+    page.until(lambda: "over" in (page.one("#counter").get_attribute("class") or ""))
+    page.one("#search").click()
+    page.until(lambda: page.one("#error").is_displayed())
+    assert page.text("#error-text") == "This description is longer than the model reads."
+    page.one("#truncate").click()
+    assert len(page.until_results("first 248 tokens were read")) == PAGE_SIZE
+    assert not page.one("#error").is_displayed()
+
+
+def test_more_like_this(page: Page) -> None:
+    page.keys("a steelblue square", Keys.ENTER)
+    best = page.until_results("your description")[0]
+    page.one("#results .like").click()
+    ids = page.until_results(f"nearest to “{best}”")
+    assert len(ids) == PAGE_SIZE
+    assert best not in ids
+    page.browser.back()
+    assert page.until_results("your description")[0] == best
+    assert page.one("#query").get_property("value") == "a steelblue square"
+
+
+def test_an_image_is_searched(page: Page, tmp_path: Path) -> None:
+    file = tmp_path / "mine.png"
+    file.write_bytes(scene(21)[0])
+    page.one("#file").send_keys(str(file))
+    assert page.until_results("nearest to your image")[0] == "scene/21"
+    assert page.text("#chip-name") == "mine.png"
+    assert page.text("#results .score") == "1.000"
+    page.one("#remove-image").click()
+    assert not page.one("#chip").is_displayed()
+
+
+def test_a_broken_image_is_explained(page: Page, tmp_path: Path) -> None:
+    page.allowed_in_console = ("422", "blob:")  # the preview cannot be shown either
+    file = tmp_path / "broken.png"
+    file.write_bytes(scene(21)[0][:60])
+    page.one("#file").send_keys(str(file))
+    page.until(lambda: "cannot be decoded" in page.text("#error-text"))
+    assert page.ids() == []
+
+
+def test_an_example_is_searched(page: Page) -> None:
+    page.one("#examples button").click()
+    page.until_results("your description")
+    assert page.one("#query").get_property("value") == scene(0)[1]
+
+
+def test_more_results_are_shown(page: Page) -> None:
+    page.keys("a disc", Keys.ENTER)
+    first = page.until_results("12 pictures")
+    for count in (24, COUNT):
+        page.one("#more").click()
+        assert page.until_results(f"{count} pictures")[:PAGE_SIZE] == first
+    assert not page.one("#more").is_displayed()
+
+
+def test_a_caption_is_expanded(page: Page) -> None:
+    page.keys("a disc", Keys.ENTER)
+    page.until_results("12 pictures")
+    button, caption = page.one("#results .expand"), page.one("#results .caption")
+    short = caption.size["height"]
+    button.click()
+    assert button.get_attribute("aria-expanded") == "true"
+    assert caption.size["height"] > short
+
+
+def test_the_keyboard_is_enough(page: Page) -> None:
+    page.keys("an orchid disc", Keys.ENTER)
+    page.until_results("12 pictures")
+    page.keys(Keys.TAB)
+    assert page.focused() == "choose"
+    page.keys(Keys.TAB)
+    assert page.focused() == "search"
+    best = page.ids()[0]
+    for _ in range(4 + 2):  # the examples, then the first result's two buttons
+        page.keys(Keys.TAB)
+    assert "like" in (page.browser.switch_to.active_element.get_attribute("class") or "")
+    page.keys(Keys.ENTER)
+    page.until_results(f"nearest to “{best}”")
+
+
+def test_a_link_leads_to_results(page: Page) -> None:
+    page.browser.get(f"{page.url}/?q=a+seagreen+square")
+    assert len(page.until_results("12 pictures")) == PAGE_SIZE
+    assert page.one("#query").get_property("value") == "a seagreen square"
+    page.browser.get(f"{page.url}/?like=scene%2F3")
+    assert "scene/3" not in page.until_results("nearest to “scene/3”")
+
+
+def test_markup_stays_text(page: Page) -> None:
+    page.browser.get(f"{page.url}/?like=%3Cimg%20src%3Dx%20onerror%3Dalert(1)%3E")
+    page.allowed_in_console = ("404",)
+    page.until(lambda: "no such item" in page.text("#error-text"))
+    assert page.all("#error img") == []
