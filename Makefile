@@ -1,0 +1,54 @@
+# Two commands: `make demo` shows the whole way on this machine, `make test` tests it. Both make their environment first.
+
+PYTHON ?= python3
+VENV ?= .venv
+SERVE ?= 1
+PORT ?= 8000
+RAY_CPUS ?= 6
+ENVIRONMENT := $(VENV)/.installed
+
+export RAY_USAGE_STATS_ENABLED := 0
+export MLFLOW_DISABLE_TELEMETRY := true
+
+.PHONY: help install demo test lint ray-head ray-stop clean
+
+help:
+	@echo "make demo          the whole way on this machine, ends with a search page (SERVE=0: without; PORT=8000)"
+	@echo "make test          all tests (TESTS='-m \"not slow\"' for the fast ones)"
+	@echo "make lint          ruff and mypy"
+	@echo "make ray-head      a Ray head on this machine that takes jobs (make ray-stop ends it)"
+	@echo "make clean         removes var/demo; the next demo starts from nothing"
+
+install: $(ENVIRONMENT)
+
+# torch comes first and by itself: where a CPU build of that version is at hand, nothing else may pull another one.
+$(ENVIRONMENT): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("error: Python 3.11 or newer is needed") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: install
+	$(VENV)/bin/python pipelines/demo.py --set serve=$(if $(filter 0,$(SERVE)),false,true) --set port=$(PORT)
+
+test: install
+	$(VENV)/bin/python -m pytest $(TESTS)
+
+lint: install
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+# A Ray head on loopback for `ray job submit`, whose `python` is the one of this environment. Ray 2.60 asks every client
+# for a token; it lies in ~/.ray/auth_token.
+ray-head: install
+	test -s ~/.ray/auth_token || $(VENV)/bin/ray get-auth-token --generate > /dev/null
+	PATH=$(abspath $(VENV))/bin:$$PATH RAY_AUTH_MODE=token $(VENV)/bin/ray start --head --node-ip-address=127.0.0.1 --dashboard-host=127.0.0.1 \
+		--num-cpus=$(RAY_CPUS) --disable-usage-stats
+
+ray-stop: install
+	$(VENV)/bin/ray stop
+
+clean:
+	rm -rf var/demo

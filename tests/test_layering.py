@@ -1,0 +1,91 @@
+"""Who may import whom, read from the source; and the traps that file names and futures set for Ray."""
+
+import ast
+import importlib.util
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+ROOMS = ("longclip", "pipelines", "serving")
+FORBIDDEN = {
+    "longclip": {"ray", "mlflow", "fastapi", "starlette", "pydantic", "pipelines", "serving"},
+    "pipelines": {"serving"},
+    "serving": {"pipelines"},
+}
+MAX_LINES = 400
+
+
+def sources(room: str) -> list[Path]:
+    return sorted((ROOT / room).rglob("*.py"))
+
+
+def imported_modules(source: str, package: str) -> Iterator[str]:
+    """Full names of the modules that a source text imports, wherever in it."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = f"{package}." * bool(node.level) + (node.module or "")
+            yield base
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("__import__", "importlib.import_module"):
+            yield from (str(argument.value) for argument in node.args[:1] if isinstance(argument, ast.Constant))
+
+
+def imported_packages(path: Path) -> set[str]:
+    package = path.relative_to(ROOT).parts[0]
+    return {name.split(".")[0] for name in imported_modules(path.read_text(encoding="utf-8"), package)}
+
+
+def test_imports_are_seen_wherever_they_are() -> None:
+    source = (
+        "import a.b\nfrom c.d import e\ndef f():\n    import g\n    importlib.import_module('h.i')\nfrom . import j\n"
+    )
+    packages = {name.split(".")[0] for name in imported_modules(source, "room")}
+    assert packages == {"a", "c", "g", "h", "room"}
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_rooms_import_in_one_direction(room: str) -> None:
+    assert sources(room)
+    wrong = {
+        str(path.relative_to(ROOT)): found
+        for path in sources(room)
+        if (found := imported_packages(path) & FORBIDDEN[room])
+    }
+    assert wrong == {}
+
+
+@pytest.mark.parametrize("room", ["pipelines", "serving"])
+def test_mlflow_is_imported_in_one_file(room: str) -> None:
+    # pyfunc_model.py is no part of the pipelines' own code: MLflow runs it, by its path, when it loads a model.
+    files = [path for path in sources(room) if path.name != "pyfunc_model.py"]
+    users = [path.name for path in files if "mlflow" in imported_packages(path)]
+    assert len(users) <= 1, users
+
+
+def test_application_builder_has_real_annotations() -> None:
+    # Ray Serve reads the builder's annotations to validate its arguments; as strings it would skip that silently.
+    path = ROOT / "serving" / "app.py"
+    assert "__future__.annotations" not in imported_modules(path.read_text(encoding="utf-8"), "serving")
+
+
+def test_no_pipeline_hides_an_installed_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    # `python pipelines/x.py` puts pipelines/ first on sys.path: a file there would be imported in the module's stead.
+    monkeypatch.setattr(
+        sys, "path", [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT / "pipelines"]
+    )
+    names = {path.stem for path in (ROOT / "pipelines").glob("*.py")} - {"__init__"}
+    names |= {path.name for path in (ROOT / "pipelines").iterdir() if (path / "__init__.py").exists()}
+    hidden = {name for name in names if name in sys.stdlib_module_names or importlib.util.find_spec(name)}
+    assert hidden == set()
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_files_stay_short(room: str) -> None:
+    lengths = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in sources(room)}
+    assert {name: length for name, length in lengths.items() if length > MAX_LINES} == {}
