@@ -146,7 +146,8 @@ def serve(directory: Path, port: int) -> None:
     url = f"http://127.0.0.1:{port}"
     config = directory / "serve.yaml"
     config.write_text(yaml.safe_dump(serve_config(directory, port), sort_keys=False))
-    command = [str(Path(sys.executable).with_name("serve")), "run", str(config)]
+    serve_program = str(Path(sys.executable).with_name("serve"))
+    command = [serve_program, "run", "--address", os.environ["RAY_ADDRESS"], str(config)]
     log = directory / "logs" / "serve.log"
     with open(log, "w") as file, subprocess.Popen(command, stdout=file, stderr=file, cwd=ROOT) as process:
         signal.signal(signal.SIGTERM, lambda *_: process.terminate())

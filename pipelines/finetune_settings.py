@@ -7,13 +7,13 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from transformers import CLIPConfig
 
 from longclip.checkpoint import Checkpoint, load_checkpoint, new_model
+from longclip.convert import stretch_checkpoint
 from longclip.loss import LossConfig
 from longclip.pcm import Scope
 from longclip.stretch import (
     freeze_kept_positions,
     interpolate_positions,
     replace_positions,
-    stretch_positions,
     text_positions,
 )
 from longclip.tokenizer import build_tokenizer
@@ -192,21 +192,17 @@ def initial_checkpoint(settings: FinetuneSettings) -> Checkpoint:
         checkpoint = new_model(_clip_config(architecture))
     else:
         checkpoint = load_checkpoint(str(settings.model.base))
-    model = checkpoint.model
-    kept, factor = settings.model.kept_positions, settings.model.stretch_factor
-    if settings.model.positions != "keep":
-        table = text_positions(model)
-        stretched = stretch_positions(table, kept, factor)
-        if settings.model.positions == "interpolate":
-            stretched = interpolate_positions(table, stretched.shape[0])
-        replace_positions(model, stretched)
+    model, kept, factor = checkpoint.model, settings.model.kept_positions, settings.model.stretch_factor
     if settings.model.positions == "stretch":
+        checkpoint = stretch_checkpoint(checkpoint, kept, factor)
         freeze_kept_positions(model, kept)
+    elif settings.model.positions == "interpolate":
+        table = text_positions(model)
+        replace_positions(model, interpolate_positions(table, kept + (len(table) - kept) * factor))
+        checkpoint.tokenizer.model_max_length = checkpoint.context_length
     if settings.optim.logit_scale is not None:
         model.logit_scale.data.fill_(settings.optim.logit_scale).log_()
-    tokenizer = checkpoint.tokenizer
-    tokenizer.model_max_length = checkpoint.context_length
-    return Checkpoint(model, tokenizer, checkpoint.transform)
+    return checkpoint
 
 
 def _clip_config(architecture: Architecture) -> CLIPConfig:

@@ -2,6 +2,7 @@
 
 import io
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,16 @@ def picture(seed: int = 0, size: tuple[int, int] = (40, 36), image_format: str =
     out = io.BytesIO()
     Image.fromarray(pixels).save(out, image_format)
     return out.getvalue()
+
+
+def needs_programs(*names: str) -> pytest.MarkDecorator:
+    """Skip tests where system programs are absent; continuous integration, which installs them, fails instead."""
+    missing = ", ".join(name for name in names if shutil.which(name) is None)
+    if missing and os.environ.get("LONGCLIP_REQUIRE_SYSTEM_PACKAGES"):
+        pytest.exit(f"{missing} must be installed here", returncode=1)
+    return pytest.mark.skipif(
+        bool(missing), reason=f"{missing} not installed (Debian packages chromium, chromium-driver)"
+    )
 
 
 @pytest.fixture(scope="session")

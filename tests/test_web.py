@@ -14,13 +14,12 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 from longclip.checkpoint import Checkpoint
 from serving.app import AppArgs, build
+from tests.conftest import needs_programs
 from tests.test_serving import LONG_TEXT, local_serve
 from tests.test_serving_index import COUNT, scene, write_index
 
 CHROMIUM, CHROMEDRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(
-    not (CHROMIUM and CHROMEDRIVER), reason="chromium and chromedriver are not installed (apt install chromium-driver)"
-)
+pytestmark = needs_programs("chromium", "chromedriver")
 FLAGS = (
     "--headless",
     "--no-sandbox",
