@@ -4,9 +4,7 @@
 nothing of ours; `longclip.json` beside them holds what we know of its origin and the sha256 of every other file.
 """
 
-import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -17,6 +15,7 @@ from typing import Any
 from transformers import AutoConfig, CLIPConfig, CLIPModel, CLIPTokenizer
 
 from longclip.errors import CheckpointError
+from longclip.files import file_sha256, publish_directory
 from longclip.images import CLIP_MEAN, CLIP_STD, ImageTransform
 from longclip.tokenizer import build_tokenizer
 
@@ -131,21 +130,3 @@ def save_checkpoint(checkpoint: Checkpoint, directory: str | Path, metadata: Map
 def checkpoint_id(directory: str | Path) -> str:
     """Short name of a checkpoint's content: the first 16 digits of the sha256 of its weights."""
     return file_sha256(Path(directory) / "model.safetensors")[:16]
-
-
-def publish_directory(aside: Path, directory: Path) -> None:
-    """Give the finished directory `aside` its final name, replacing what had it."""
-    os.chmod(aside, 0o755)
-    if directory.exists():
-        old = Path(tempfile.mkdtemp(prefix=f".{directory.name}.old.", dir=directory.parent))
-        os.rename(directory, old / "replaced")
-        os.rename(aside, directory)
-        shutil.rmtree(old, ignore_errors=True)
-    else:
-        os.rename(aside, directory)
-
-
-def file_sha256(path: Path) -> str:
-    """Hex sha256 of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -19,8 +19,9 @@ import torch
 from transformers import CLIPConfig, CLIPModel
 from transformers.utils import logging as transformers_logging
 
-from longclip.checkpoint import MANIFEST, Checkpoint, file_sha256, load_checkpoint, save_checkpoint
+from longclip.checkpoint import MANIFEST, Checkpoint, load_checkpoint, save_checkpoint
 from longclip.errors import CheckpointError, ConfigError, LongClipError
+from longclip.files import file_sha256
 from longclip.images import CLIP_MEAN, CLIP_STD, ImageTransform
 from longclip.state_dicts import (
     ModelHints,

@@ -8,6 +8,7 @@ of them. Each checkpoint reads as many tokens as it has positions, so plain CLIP
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +47,9 @@ class BenchmarkSettings(Settings):
     """Share of rows that may be unusable. 0 by default: fewer candidates would flatter the figures."""
 
 
-def main() -> None:
-    """The entry."""
-    settings = load_settings(BenchmarkSettings, __doc__ or "")
+def main(argv: Sequence[str] | None = None) -> None:
+    """The entry; `argv` is the command line without the program's name."""
+    settings = load_settings(BenchmarkSettings, __doc__ or "", argv)
     progress = Progress("benchmark")
     results: dict[str, dict[str, Any]] = {}
     rejected: dict[str, str] = {}

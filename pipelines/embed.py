@@ -6,6 +6,7 @@ Serving refuses it with any other model.
     python pipelines/embed.py --set data=/data/corpus --set model=/data/run1/checkpoint --set output=/data/index
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import ray
@@ -38,9 +39,9 @@ class EmbedSettings(Settings):
     """Share of rows that may be unusable before the job stops."""
 
 
-def main() -> None:
-    """The entry."""
-    settings = load_settings(EmbedSettings, __doc__ or "")
+def main(argv: Sequence[str] | None = None) -> None:
+    """The entry; `argv` is the command line without the program's name."""
+    settings = load_settings(EmbedSettings, __doc__ or "", argv)
     progress = Progress("embed")
     model = storage_path("model", settings.model)
     output = Path(storage_path("output", settings.output))

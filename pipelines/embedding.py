@@ -11,7 +11,8 @@ from ray.data import ActorPoolStrategy, Dataset
 from longclip.checkpoint import Checkpoint, load_checkpoint
 from longclip.encode import encode_image, encode_text, unit
 from longclip.tokenizer import tokenize
-from pipelines.records import Columns, ModelInputs
+from pipelines.model_inputs import ModelInputs
+from pipelines.records import Columns
 
 BATCH_SIZE = 128
 

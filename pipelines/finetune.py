@@ -11,6 +11,7 @@ scratch. A broken run is resumed by the same command.
 """
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import ray
@@ -23,7 +24,8 @@ from longclip.errors import ConfigError, DataError
 from pipelines import tracking
 from pipelines.entry import Progress, connect, run_entry
 from pipelines.finetune_settings import FinetuneSettings, initial_checkpoint
-from pipelines.records import ModelInputs, WholeDirectory, check_parquet, start_quarantine, write_quarantine
+from pipelines.model_inputs import ModelInputs
+from pipelines.records import WholeDirectory, check_parquet, start_quarantine, write_quarantine
 from pipelines.settings import dump, load_settings, storage_path
 from pipelines.train_loop import MODEL_DIR, train_loop
 
@@ -31,9 +33,9 @@ DATA_CPUS = 2
 SETTINGS_FILE = "settings.yaml"
 
 
-def main() -> None:
-    """The entry."""
-    settings = load_settings(FinetuneSettings, __doc__ or "")
+def main(argv: Sequence[str] | None = None) -> None:
+    """The entry; `argv` is the command line without the program's name."""
+    settings = load_settings(FinetuneSettings, __doc__ or "", argv)
     progress = Progress("finetune")
     train = storage_path("data.train", settings.data.train)
     output = Path(storage_path("output", settings.output))

@@ -7,7 +7,8 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from transformers import CLIPConfig
 
 from longclip.checkpoint import Checkpoint, load_checkpoint, new_model
-from longclip.convert import stretch_checkpoint
+from longclip.convert import ORIGINAL_POSITIONS, stretch_checkpoint
+from longclip.errors import CheckpointError
 from longclip.loss import LossConfig
 from longclip.pcm import Scope
 from longclip.stretch import (
@@ -194,6 +195,11 @@ def initial_checkpoint(settings: FinetuneSettings) -> Checkpoint:
         checkpoint = load_checkpoint(str(settings.model.base))
     model, kept, factor = checkpoint.model, settings.model.kept_positions, settings.model.stretch_factor
     if settings.model.positions == "stretch":
+        if checkpoint.context_length > ORIGINAL_POSITIONS:
+            raise CheckpointError(
+                f"model.base='{settings.model.base}' has {checkpoint.context_length} text positions, so it is stretched"
+                " already; set model.positions=keep to train it as it is"
+            )
         checkpoint = stretch_checkpoint(checkpoint, kept, factor)
         freeze_kept_positions(model, kept)
     elif settings.model.positions == "interpolate":

@@ -11,10 +11,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from longclip.checkpoint import file_sha256
 from longclip.errors import DataError, ImageError
+from longclip.files import file_sha256
 from longclip.images import decode_image
-from pipelines.records import Columns, WholeDirectory, image_bytes
+from pipelines.model_inputs import image_bytes
+from pipelines.records import Columns, WholeDirectory
 
 INDEX_VERSION = 1
 THUMBNAIL_SIDE = 256

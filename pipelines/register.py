@@ -6,6 +6,7 @@ The version is then served by name: `serve run serving.app:build model=models:/l
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -32,9 +33,9 @@ class RegisterSettings(Settings):
     """MLflow experiment."""
 
 
-def main() -> None:
-    """The entry."""
-    settings = load_settings(RegisterSettings, __doc__ or "")
+def main(argv: Sequence[str] | None = None) -> None:
+    """The entry; `argv` is the command line without the program's name."""
+    settings = load_settings(RegisterSettings, __doc__ or "", argv)
     progress = Progress("register")
     directory = Path(storage_path("checkpoint", settings.checkpoint))
     if not directory.is_dir():

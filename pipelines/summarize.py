@@ -6,6 +6,7 @@ Strategies that need no model: first_sentence (as the official code), extractive
     python pipelines/summarize.py --set input=/data/raw --set output=/data/train --set strategy=extractive
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -33,9 +34,9 @@ class SummarizeSettings(Settings):
     """Share of rows that may lack a caption before the job stops."""
 
 
-def main() -> None:
-    """The entry."""
-    settings = load_settings(SummarizeSettings, __doc__ or "")
+def main(argv: Sequence[str] | None = None) -> None:
+    """The entry; `argv` is the command line without the program's name."""
+    settings = load_settings(SummarizeSettings, __doc__ or "", argv)
     progress = Progress("summarize")
     source = storage_path("input", settings.input)
     output = Path(storage_path("output", settings.output))

@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from longclip.checkpoint import file_sha256
 from longclip.errors import DataError
+from longclip.files import file_sha256
 
 MANIFEST = "manifest.json"
 MANIFEST_VERSION = 1

@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +13,11 @@ import pytest
 import ray
 import transformers
 
-from longclip.checkpoint import load_checkpoint
+from longclip.checkpoint import load_checkpoint, new_model, save_checkpoint
 from longclip.errors import ConfigError, DataError
 from pipelines import benchmark, embed, finetune, register, sample_data, summarize
 from pipelines.entry import run_entry, user_error
-from tests.conftest import ROOT, picture
+from tests.conftest import ROOT, picture, tiny_config
 
 ENTRIES = {module.__name__.rpartition(".")[2]: module for module in (benchmark, embed, finetune, register, summarize)}
 
@@ -30,15 +30,22 @@ def ray_cluster() -> Iterator[None]:
     ray.shutdown()
 
 
+@pytest.fixture(scope="module")
+def base_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained CLIP of 77 positions, which can be stretched."""
+    directory = tmp_path_factory.mktemp("base") / "checkpoint"
+    save_checkpoint(new_model(tiny_config(context_length=77)), directory, {"origin": "test"})
+    return directory
+
+
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
     """Run an entry with settings; gives its exit code, standard output and standard error."""
 
     def run_settings(name: str, *settings: str) -> tuple[int, str, str]:
         arguments = [part for setting in settings for part in ("--set", setting)]
-        monkeypatch.setattr(sys, "argv", [name, *arguments])
         with pytest.raises(SystemExit) as left:
-            run_entry(ENTRIES[name].main)
+            run_entry(lambda: ENTRIES[name].main(arguments))
         out, err = capsys.readouterr()
         return int(left.value.code or 0), out, err
 
@@ -63,10 +70,11 @@ def write_rows(path: Path, rows: int = 12, broken: tuple[int, ...] = (), **chang
 @pytest.mark.parametrize(
     ("name", "settings", "code", "expected"),
     [
-        ("finetune", ["data.train={dir}/none", "model.base={model}"], 3, "data.train='{dir}/none' does not exist"),
-        ("finetune", ["data.train={text_only}", "model.base={model}"], 3, "column 'image' is missing"),
-        ("finetune", ["data.train={empty}", "model.base={model}"], 3, "has no rows"),
-        ("finetune", ["data.train={rows}", "model.base={model}"], 3, "fewer than one global batch"),
+        ("finetune", ["data.train={dir}/none", "model.base={base}"], 3, "data.train='{dir}/none' does not exist"),
+        ("finetune", ["data.train={text_only}", "model.base={base}"], 3, "column 'image' is missing"),
+        ("finetune", ["data.train={empty}", "model.base={base}"], 3, "has no rows"),
+        ("finetune", ["data.train={rows}", "model.base={base}"], 3, "fewer than one global batch"),
+        ("finetune", ["data.train={rows}", "model.base={model}"], 4, "already; set model.positions=keep"),
         ("finetune", ["data.train={rows}", "model.base={dir}/none"], 4, "does not exist"),
         ("finetune", ["data.train={rows}", "model.base={bert}"], 4, "is a 'bert' model, not a CLIP"),
         ("finetune", ["data.train={rows}", "model.bass=x"], 2, "did you mean 'model.base'?"),
@@ -83,6 +91,7 @@ def test_a_users_mistake_is_one_line_and_an_exit_code(
     run: Callable[..., tuple[int, str, str]],
     tmp_path: Path,
     tiny_checkpoint_dir: Path,
+    base_dir: Path,
     name: str,
     settings: list[str],
     code: int,
@@ -91,6 +100,7 @@ def test_a_users_mistake_is_one_line_and_an_exit_code(
     places = {
         "dir": tmp_path,
         "model": tiny_checkpoint_dir,
+        "base": base_dir,
         "rows": write_rows(tmp_path / "rows.parquet"),
         "text_only": write_rows(tmp_path / "text.parquet", image=None),
         "empty": write_rows(tmp_path / "empty.parquet", rows=0),
@@ -200,9 +210,8 @@ def test_the_whole_way_from_scenes_to_a_registered_model(
     """Every step of the demo with two training steps: outputs meet, models load, a rerun resumes."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
 
-    def step(main: Callable[[], None], *arguments: str) -> str:
-        monkeypatch.setattr(sys, "argv", ["entry", *arguments])
-        main()
+    def step(main: Callable[[Sequence[str]], None], *arguments: str) -> str:
+        main(arguments)
         return capsys.readouterr().out
 
     def sets(*settings: str) -> list[str]:
