@@ -29,7 +29,7 @@ class DemoSettings(Settings):
 
     directory: str = "var/demo"
     """Local directory that everything is written to."""
-    train_rows: PositiveInt = 8000
+    train_rows: PositiveInt = 5000
     """Synthetic scenes to train on."""
     test_rows: PositiveInt = 500
     """Synthetic scenes to search; every four of them differ only behind token 77 of their captions."""
