@@ -39,7 +39,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     progress = Progress("finetune")
     train = storage_path("data.train", settings.data.train)
     output = Path(storage_path("output", settings.output))
-    _claim_output(output, settings)
     checkpoint = initial_checkpoint(settings)
     texts = [settings.columns.caption] + ([settings.columns.summary] if settings.uses_summaries else [])
     columns = [settings.columns.id, settings.columns.image, *texts]
@@ -52,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             " give more rows or a smaller batch"
         )
     total_steps = steps_per_epoch * settings.optim.epochs
+    _claim_output(output, settings)  # only now: a run that was refused must not claim the directory for its mistake
 
     connect(settings.workers.count * settings.workers.cpus + DATA_CPUS)
     quarantine = start_quarantine(rows, settings.data.max_rejected_fraction)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
-from longclip.checkpoint import Checkpoint, save_checkpoint
+from longclip.checkpoint import save_checkpoint
 from longclip.distributed import sum_over_workers, world_size
 from longclip.errors import DataError
 from longclip.task import ImageTextBatch, LongClipTask, clamp_logit_scale, learning_rate_factor, parameter_groups
@@ -141,10 +141,9 @@ class TrainingRun:
 
     def _save(self, directory: Path) -> None:
         metadata = {"settings": self.settings.model_dump(mode="json"), "step": self.step}
-        model = self.checkpoint
-        save_checkpoint(Checkpoint(model.model, model.tokenizer, model.transform), directory / MODEL_DIR, metadata)
+        save_checkpoint(self.checkpoint, directory / MODEL_DIR, metadata)
         state = {
-            "model": model.model.state_dict(),
+            "model": self.checkpoint.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "step": self.step,
