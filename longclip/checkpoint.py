@@ -5,8 +5,6 @@ nothing of ours; `longclip.json` beside them holds what we know of its origin an
 """
 
 import json
-import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +13,7 @@ from typing import Any
 from transformers import AutoConfig, CLIPConfig, CLIPModel, CLIPTokenizer
 
 from longclip.errors import CheckpointError
-from longclip.files import file_sha256, publish_directory
+from longclip.files import file_sha256, whole_directory
 from longclip.images import CLIP_MEAN, CLIP_STD, ImageTransform
 from longclip.tokenizer import build_tokenizer
 
@@ -104,10 +102,7 @@ def save_checkpoint(checkpoint: Checkpoint, directory: str | Path, metadata: Map
         directory: final place; an earlier checkpoint there is replaced.
         metadata: JSON-serialisable facts about the origin, kept in the manifest.
     """
-    directory = Path(directory)
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
-    try:
+    with whole_directory(directory) as aside:
         checkpoint.model.save_pretrained(aside)
         checkpoint.tokenizer.model_max_length = checkpoint.context_length
         checkpoint.tokenizer.save_pretrained(aside)
@@ -121,10 +116,6 @@ def save_checkpoint(checkpoint: Checkpoint, directory: str | Path, metadata: Map
             "sha256": {file.name: file_sha256(file) for file in sorted(aside.iterdir())},
         }
         (aside / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
-        publish_directory(aside, directory)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
 
 
 def checkpoint_id(directory: str | Path) -> str:

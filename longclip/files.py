@@ -4,7 +4,26 @@ import hashlib
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+
+@contextmanager
+def whole_directory(directory: str | Path) -> Iterator[Path]:
+    """Context in which a directory is written aside; it gets its final name only when the block ends well.
+
+    Gives the path to write to. An output that is there already is replaced in that moment.
+    """
+    directory = Path(directory)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+    try:
+        yield aside
+        publish_directory(aside, directory)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
 
 
 def publish_directory(aside: Path, directory: Path) -> None:

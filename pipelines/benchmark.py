@@ -18,10 +18,11 @@ import torch
 from pydantic import Field, PositiveInt
 
 from longclip.checkpoint import load_checkpoint
+from longclip.files import whole_directory
 from longclip.metrics import RECALL_AT, retrieval_recall
 from pipelines.embedding import embed_dataset
 from pipelines.entry import Progress, connect, run_entry
-from pipelines.records import Columns, WholeDirectory, check_parquet, start_quarantine, write_quarantine
+from pipelines.records import Columns, check_parquet, start_quarantine, write_quarantine
 from pipelines.settings import Settings, dump, load_settings, storage_path
 
 RESULTS, TABLE = "results.json", "table.md"
@@ -59,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         rejected |= reasons
     table = markdown_table(results, settings.texts)
     output = Path(storage_path("output", settings.output))
-    with WholeDirectory(output) as aside:
+    with whole_directory(output) as aside:
         (aside / RESULTS).write_text(json.dumps({"settings": dump(settings), "results": results}, indent=2) + "\n")
         (aside / TABLE).write_text(table + "\n")
         write_quarantine(rejected, "benchmark", aside / "quarantine.parquet")

@@ -21,11 +21,12 @@ from ray.train import CheckpointConfig, DataConfig, LoggingConfig, RunConfig, Sc
 from ray.train.torch import TorchTrainer
 
 from longclip.errors import ConfigError, DataError
+from longclip.files import whole_directory
 from pipelines import tracking
 from pipelines.entry import Progress, connect, run_entry
 from pipelines.finetune_settings import FinetuneSettings, initial_checkpoint
 from pipelines.model_inputs import ModelInputs
-from pipelines.records import WholeDirectory, check_parquet, start_quarantine, write_quarantine
+from pipelines.records import check_parquet, start_quarantine, write_quarantine
 from pipelines.settings import dump, load_settings, storage_path
 from pipelines.train_loop import MODEL_DIR, train_loop
 
@@ -89,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise
     tracking.end_run(uri, run_id, succeeded=True)
 
-    with result.checkpoint.as_directory() as directory, WholeDirectory(output / MODEL_DIR) as aside:
+    with result.checkpoint.as_directory() as directory, whole_directory(output / MODEL_DIR) as aside:
         shutil.copytree(Path(directory) / MODEL_DIR, aside, dirs_exist_ok=True)
     reasons = ray.get(quarantine.reasons.remote())
     write_quarantine(reasons, "finetune", output / "quarantine.parquet")

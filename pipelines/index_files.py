@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from longclip.errors import DataError, ImageError
-from longclip.files import file_sha256
+from longclip.files import file_sha256, whole_directory
 from longclip.images import decode_image
 from pipelines.model_inputs import image_bytes
-from pipelines.records import Columns, WholeDirectory
+from pipelines.records import Columns
 
 INDEX_VERSION = 1
 THUMBNAIL_SIDE = 256
@@ -61,7 +61,7 @@ def write_index(output: Path, rows: list[dict[str, Any]], columns: Columns, orig
     }
     schema = pa.schema([("id", pa.string()), ("caption", pa.string()), ("thumbnail", pa.binary())])
     embeddings = np.stack([row["image_embedding"] for row in rows]).astype(np.float32)
-    with WholeDirectory(output) as aside:
+    with whole_directory(output) as aside:
         np.save(aside / EMBEDDINGS, embeddings, allow_pickle=False)
         pq.write_table(pa.table(items, schema=schema), aside / ITEMS)
         manifest = origin | {

@@ -1,7 +1,5 @@
 """Rows in and out: an early, clear word on what is missing in a Parquet; rejected rows; whole outputs."""
 
-import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,6 @@ import pyarrow.parquet as pq
 import ray
 
 from longclip.errors import DataError
-from longclip.files import publish_directory
 from pipelines.settings import Settings
 
 
@@ -109,24 +106,3 @@ def write_quarantine(reasons: dict[str, str], stage: str, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         table = {"id": list(reasons), "stage": [stage] * len(reasons), "reason": list(reasons.values())}
         pq.write_table(pa.table(table, schema=pa.schema([(name, pa.string()) for name in table])), path)
-
-
-class WholeDirectory:
-    """Context in which a directory is written aside; it gets its final name only when the block ends well.
-
-    Enter gives the path to write to. An output that is there already is replaced in that moment.
-    """
-
-    def __init__(self, directory: str | Path) -> None:
-        self.directory = Path(directory)
-
-    def __enter__(self) -> Path:
-        self.directory.parent.mkdir(parents=True, exist_ok=True)
-        self.aside = Path(tempfile.mkdtemp(prefix=f".{self.directory.name}.", dir=self.directory.parent))
-        return self.aside
-
-    def __exit__(self, kind: object, error: object, traceback: object) -> None:
-        if kind is None:
-            publish_directory(self.aside, self.directory)
-        else:
-            shutil.rmtree(self.aside, ignore_errors=True)

@@ -14,9 +14,9 @@ import numpy as np
 import ray
 from pydantic import PositiveInt
 
+from longclip.files import whole_directory
 from longclip.tokenizer import load_tokenizer
 from pipelines.entry import Progress, connect, run_entry
-from pipelines.records import WholeDirectory
 from pipelines.scenes import draw_scene, render_scene
 from pipelines.settings import Settings, load_settings, storage_path
 
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     draw = partial(draw_rows, seed=settings.seed, group_size=settings.group_size)
     blocks = -(-settings.rows // settings.rows_per_file)
     dataset = ray.data.range(settings.rows, override_num_blocks=blocks).map_batches(draw, batch_size=64)
-    with WholeDirectory(output) as aside:
+    with whole_directory(output) as aside:
         dataset.write_parquet(str(aside), min_rows_per_file=settings.rows_per_file, row_group_size=128)
     progress.summary(settings.rows, settings.rows, 0, f"synthetic scenes in {output}")
 

@@ -15,8 +15,9 @@ from pydantic import Field
 
 from longclip.captions import Strategy, summarizer
 from longclip.errors import DataError
+from longclip.files import whole_directory
 from pipelines.entry import Progress, connect, run_entry
-from pipelines.records import Columns, WholeDirectory, check_parquet, start_quarantine, write_quarantine
+from pipelines.records import Columns, check_parquet, start_quarantine, write_quarantine
 from pipelines.settings import Settings, load_settings, storage_path
 
 
@@ -45,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     quarantine = start_quarantine(rows, settings.max_rejected_fraction)
     job = AddSummaries(settings, quarantine)
     dataset = ray.data.read_parquet(source).map_batches(job, batch_size=256, batch_format="pyarrow")
-    with WholeDirectory(output) as aside:
+    with whole_directory(output) as aside:
         dataset.write_parquet(str(aside), row_group_size=128)
         written = list(aside.rglob("*.parquet"))
         if not written:

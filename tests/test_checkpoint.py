@@ -8,6 +8,7 @@ import torch
 from transformers import BertConfig, CLIPConfig, CLIPModel, CLIPTokenizer
 
 from longclip import checkpoint as module
+from longclip import files
 from longclip.checkpoint import (
     MANIFEST,
     Checkpoint,
@@ -93,7 +94,7 @@ def test_a_failing_save_leaves_no_trace(
         elif failing == "manifest":
             patch.setattr(module, "file_sha256", fail)
         else:
-            patch.setattr(module, "publish_directory", fail)
+            patch.setattr(files, "publish_directory", fail)
         for directory in (target, tmp_path / "new"):
             with pytest.raises(OSError, match="no space"):
                 save_checkpoint(tiny_checkpoint, directory, {"run": 2})
