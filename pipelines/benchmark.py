@@ -15,35 +15,29 @@ from typing import Any
 import numpy as np
 import ray
 import torch
-from pydantic import Field, PositiveInt
+from pydantic import Field
 
 from longclip.checkpoint import load_checkpoint
 from longclip.files import whole_directory
 from longclip.metrics import RECALL_AT, retrieval_recall
-from pipelines.embedding import embed_dataset
+from pipelines.embedding import EmbeddingSettings, embed_dataset
 from pipelines.entry import Progress, connect, run_entry
-from pipelines.records import Columns, check_parquet, start_quarantine, write_quarantine
-from pipelines.settings import Settings, dump, load_settings, storage_path
+from pipelines.parquet_files import open_parquet
+from pipelines.records import start_quarantine, write_quarantine
+from pipelines.settings import dump, load_settings, storage_path
 
 RESULTS, TABLE = "results.json", "table.md"
 
 
-class BenchmarkSettings(Settings):
+class BenchmarkSettings(EmbeddingSettings):
     """Everything that defines a measurement."""
 
-    data: str
-    """Parquet file, directory or URI with images and texts."""
     models: dict[str, str] = Field(min_length=1)
     """Checkpoints by the name they get in the table: directories or hub names."""
     texts: list[str] = Field(default=["caption"], min_length=1)
     """Text columns to measure, each by itself."""
     output: str = "var/benchmark"
     """Local directory for results.json and table.md; replaced if it exists."""
-    columns: Columns = Columns()
-    workers: PositiveInt = 1
-    """Processes that hold the model."""
-    use_gpu: bool = False
-    """One GPU for each of them."""
     max_rejected_fraction: float = Field(default=0.0, ge=0, le=1)
     """Share of rows that may be unusable. 0 by default: fewer candidates would flatter the figures."""
 
@@ -63,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with whole_directory(output) as aside:
         (aside / RESULTS).write_text(json.dumps({"settings": dump(settings), "results": results}, indent=2) + "\n")
         (aside / TABLE).write_text(table + "\n")
-        write_quarantine(rejected, "benchmark", aside / "quarantine.parquet")
+        write_quarantine(rejected, settings.data, "benchmark", aside / "quarantine.parquet")
     print(f"\n{table}\n")
     progress.summary(rows, rows - len(rejected), len(rejected), f"results in {output}")
 
@@ -71,14 +65,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 def measure(settings: BenchmarkSettings, source: str) -> tuple[dict[str, Any], int, dict[str, str]]:
     """Figures of one checkpoint (`images`, `<column>/<direction>/recall@k`, ...), rows, and rejected rows."""
     checkpoint = load_checkpoint(source)
-    path = storage_path("data", settings.data)
     needed = [settings.columns.id, settings.columns.image, *settings.texts]
-    rows = check_parquet("data", path, needed)
+    data = open_parquet("data", settings.data, settings.storage, needed)
     connect(settings.workers + 2)
-    dataset = ray.data.read_parquet(path).select_columns(needed)
-    quarantine = start_quarantine(rows, settings.max_rejected_fraction)
+    quarantine = start_quarantine(data.rows, settings.max_rejected_fraction)
     embedded = embed_dataset(
-        dataset,
+        data.dataset(needed),
         checkpoint,
         source,
         settings.columns,
@@ -96,7 +88,7 @@ def measure(settings: BenchmarkSettings, source: str) -> tuple[dict[str, Any], i
         figures[f"{column}/texts"] = len(texts)
         recall = retrieval_recall(images, texts, image_of_text)
         figures |= {f"{column}/{name}": value for name, value in recall.items()}
-    return figures, rows, ray.get(quarantine.reasons.remote())
+    return figures, data.rows, ray.get(quarantine.reasons.remote())
 
 
 def markdown_table(results: dict[str, dict[str, Any]], texts: list[str]) -> str:

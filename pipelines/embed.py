@@ -10,31 +10,25 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import ray
-from pydantic import Field, PositiveInt
+from pydantic import Field
 
 from longclip.checkpoint import checkpoint_id, load_checkpoint
 from longclip.errors import DataError
-from pipelines.embedding import embed_dataset
+from pipelines.embedding import EmbeddingSettings, embed_dataset
 from pipelines.entry import Progress, connect, run_entry
 from pipelines.index_files import AddThumbnails, write_index
-from pipelines.records import Columns, check_parquet, start_quarantine, write_quarantine
-from pipelines.settings import Settings, load_settings, storage_path
+from pipelines.parquet_files import open_parquet
+from pipelines.records import start_quarantine, write_quarantine
+from pipelines.settings import load_settings, storage_path
 
 
-class EmbedSettings(Settings):
+class EmbedSettings(EmbeddingSettings):
     """Everything that defines an index."""
 
-    data: str
-    """Parquet file, directory or URI with images and captions."""
     model: str
     """Checkpoint directory."""
     output: str = "var/index"
     """Local directory of the index; replaced if it exists."""
-    columns: Columns = Columns()
-    workers: PositiveInt = 1
-    """Processes that hold the model."""
-    use_gpu: bool = False
-    """One GPU for each of them."""
     max_rejected_fraction: float = Field(default=0.01, ge=0, le=1)
     """Share of rows that may be unusable before the job stops."""
 
@@ -47,13 +41,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     output = Path(storage_path("output", settings.output))
     checkpoint = load_checkpoint(model)
     columns = settings.columns
-    source = storage_path("data", settings.data)
     needed = [columns.id, columns.image, columns.caption]
-    rows = check_parquet("data", source, needed)
+    data = open_parquet("data", settings.data, settings.storage, needed)
+    rows = data.rows
     connect(settings.workers + 2)
     quarantine = start_quarantine(rows, settings.max_rejected_fraction)
-    dataset = ray.data.read_parquet(source).select_columns(needed)
-    thumbnails = dataset.map_batches(AddThumbnails(columns), batch_size=64)
+    thumbnails = data.dataset(needed).map_batches(AddThumbnails(columns), batch_size=64)
     embedded = embed_dataset(
         thumbnails,
         checkpoint,
@@ -66,14 +59,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     ).take_all()
     reasons = ray.get(quarantine.reasons.remote())
     if not embedded:
-        raise DataError(f"data='{source}': none of the {rows} rows has a readable image")
+        raise DataError(f"data='{data.root}': none of the {rows} rows has a readable image")
     manifest = {
         "checkpoint_id": checkpoint_id(model),
         "context_length": checkpoint.context_length,
-        "source": source,
+        "source": str(data.root),
     }
     write_index(output, embedded, columns, manifest)
-    write_quarantine(reasons, "embed", output.with_name(output.name + ".quarantine.parquet"))
+    write_quarantine(reasons, settings.data, "embed", output.with_name(output.name + ".quarantine.parquet"))
     progress.summary(rows, len(embedded), len(reasons), f"index {output}")
 
 

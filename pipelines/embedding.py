@@ -6,15 +6,31 @@ from typing import Any
 import numpy as np
 import ray
 import torch
+from pydantic import PositiveInt
 from ray.data import ActorPoolStrategy, Dataset
 
 from longclip.checkpoint import Checkpoint, load_checkpoint
 from longclip.encode import encode_image, encode_text, unit
 from longclip.tokenizer import tokenize
-from pipelines.model_inputs import ModelInputs
+from pipelines.model_inputs import ModelInputs, cell_texts
 from pipelines.records import Columns
+from pipelines.settings import Settings
+from pipelines.storage import Storage
 
 BATCH_SIZE = 128
+
+
+class EmbeddingSettings(Settings):
+    """What every job that embeds a Parquet needs to know."""
+
+    data: str
+    """Parquet file, directory or URI with images and texts."""
+    columns: Columns = Columns()
+    storage: Storage = Storage()
+    workers: PositiveInt = 1
+    """Processes that hold the model."""
+    use_gpu: bool = False
+    """One GPU for each of them."""
 
 
 def embed_dataset(
@@ -46,7 +62,7 @@ def embed_dataset(
         texts; all unit-length float32.
     """
     decode = ModelInputs(
-        columns, [], checkpoint.transform, None, checkpoint.context_length, quarantine, [columns.id, *texts, *keep]
+        columns, {}, checkpoint.transform, None, checkpoint.context_length, quarantine, [columns.id, *texts, *keep]
     )
     return dataset.map_batches(decode, batch_size=BATCH_SIZE).map_batches(
         EmbedRows,
@@ -78,7 +94,7 @@ class EmbedRows:
         pixels = torch.tensor(batch["pixels"], device=model.device)
         rows["image_embedding"] = unit(encode_image(model, transform.normalize(pixels))).cpu().numpy()
         for name in self.texts:
-            rows[f"{name}_embedding"] = self._embed_texts([_as_list(cell) for cell in batch[name]])
+            rows[f"{name}_embedding"] = self._embed_texts([cell_texts(cell) for cell in batch[name]])
         return rows
 
     def _with_texts(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -86,7 +102,7 @@ class EmbedRows:
         rejected = {}
         good = []
         for row, key in enumerate(batch[self.key]):
-            empty = [name for name in self.texts if not _as_list(batch[name][row])]
+            empty = [name for name in self.texts if not cell_texts(batch[name][row])]
             if empty:
                 rejected[str(key)] = f"column '{empty[0]}' holds no text"
             else:
@@ -103,9 +119,3 @@ class EmbedRows:
         for row, part in enumerate(np.split(embeddings, ends[:-1])):
             column[row] = part
         return column
-
-
-def _as_list(cell: Any) -> list[str]:
-    """The texts of a cell that holds one text or several; empty ones are left out."""
-    texts = [cell] if isinstance(cell, str) else list(cell) if cell is not None else []
-    return [text for text in texts if isinstance(text, str) and text.strip()]

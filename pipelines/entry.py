@@ -71,11 +71,24 @@ def connect(min_cpus: int) -> None:
 
 
 class Progress:
-    """Seconds since the start of an entry, and its closing line."""
+    """Seconds since the start of an entry, how far it is, and its closing line."""
+
+    SHOW_EVERY_SECONDS = 5.0
 
     def __init__(self, verb: str) -> None:
         self.verb = verb
-        self.started = time.monotonic()
+        self.started = self.shown = time.monotonic()
+
+    def show(self, stage: str, done: int, of: int, rows: int, rejected: int) -> None:
+        """Print how far a stage is; at most once in some seconds, and at its end."""
+        now = time.monotonic()
+        if done == of or now - self.shown >= self.SHOW_EVERY_SECONDS:
+            self.shown = now
+            seconds = now - self.started
+            print(
+                f"{self.verb}: {stage} {done}/{of} pieces, {rows} rows, {rejected} rejected, {seconds:.0f} s",
+                flush=True,
+            )
 
     def summary(self, rows_in: int, rows_out: int, rejected: int, detail: str = "") -> None:
         """Print `verb: rows in, out, rejected, seconds` and what came of it."""

@@ -26,7 +26,8 @@ from pipelines import tracking
 from pipelines.entry import Progress, connect, run_entry
 from pipelines.finetune_settings import FinetuneSettings, initial_checkpoint
 from pipelines.model_inputs import ModelInputs
-from pipelines.records import check_parquet, start_quarantine, write_quarantine
+from pipelines.parquet_files import is_list, open_parquet
+from pipelines.records import start_quarantine, write_quarantine
 from pipelines.settings import dump, load_settings, storage_path
 from pipelines.train_loop import MODEL_DIR, train_loop
 
@@ -38,16 +39,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The entry; `argv` is the command line without the program's name."""
     settings = load_settings(FinetuneSettings, __doc__ or "", argv)
     progress = Progress("finetune")
-    train = storage_path("data.train", settings.data.train)
     output = Path(storage_path("output", settings.output))
     checkpoint = initial_checkpoint(settings)
     texts = [settings.columns.caption] + ([settings.columns.summary] if settings.uses_summaries else [])
     columns = [settings.columns.id, settings.columns.image, *texts]
-    rows = check_parquet("data.train", train, columns)
+    train = open_parquet("data.train", settings.data.train, settings.storage, columns, split="train")
+    rows = train.rows
     steps_per_epoch = rows // settings.global_batch_size
     if steps_per_epoch == 0:
         raise DataError(
-            f"data.train='{train}' has {rows} rows, fewer than one global batch of {settings.global_batch_size}"
+            f"data.train='{train.root}' has {rows} rows, fewer than one global batch of {settings.global_batch_size}"
             f" ({settings.workers.count} workers x optim.per_worker_batch_size={settings.optim.per_worker_batch_size});"
             " give more rows or a smaller batch"
         )
@@ -56,11 +57,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     connect(settings.workers.count * settings.workers.cpus + DATA_CPUS)
     quarantine = start_quarantine(rows, settings.data.max_rejected_fraction)
+    candidates = {name: settings.data.candidates if is_list(train.schema, name) else 1 for name in texts}
     inputs = ModelInputs(
-        settings.columns, texts, checkpoint.transform, settings.model.base, checkpoint.context_length, quarantine
+        settings.columns, candidates, checkpoint.transform, settings.model.base, checkpoint.context_length, quarantine
     )
-    files = ray.data.read_parquet(train, shuffle=FileShuffleConfig(seed=settings.seed))
-    dataset = files.select_columns(columns).map_batches(inputs, batch_size=64)
+    files = train.dataset(columns, shuffle=FileShuffleConfig(seed=settings.seed))
+    dataset = files.map_batches(inputs, batch_size=64)
     print(f"training {total_steps} steps of {settings.global_batch_size} pairs, {rows} rows", flush=True)
 
     uri = tracking.tracking_uri(output.parent)
@@ -93,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with result.checkpoint.as_directory() as directory, whole_directory(output / MODEL_DIR) as aside:
         shutil.copytree(Path(directory) / MODEL_DIR, aside, dirs_exist_ok=True)
     reasons = ray.get(quarantine.reasons.remote())
-    write_quarantine(reasons, "finetune", output / "quarantine.parquet")
+    write_quarantine(reasons, settings.data.train, "finetune", output / "quarantine.parquet")
     seen = total_steps * settings.global_batch_size
     progress.summary(
         rows,

@@ -20,6 +20,7 @@ from longclip.stretch import (
 from longclip.tokenizer import build_tokenizer
 from pipelines.records import Columns
 from pipelines.settings import Settings
+from pipelines.storage import Storage
 
 
 class Data(Settings):
@@ -29,6 +30,8 @@ class Data(Settings):
     """Parquet file, directory or URI with image, caption and (for the summary loss) summary."""
     max_rejected_fraction: float = Field(0.01, ge=0, le=1)
     """Share of rows that may be unreadable before the run stops."""
+    candidates: PositiveInt = 5
+    """Where a caption or summary is a list, so many of its texts are drawn from, another one each pass."""
     shuffle_buffer: PositiveInt = 1024
     """Rows among which each worker draws its batches at random, on top of the random order of the files."""
 
@@ -138,6 +141,7 @@ class FinetuneSettings(Settings):
     """Steps between two checkpoints that a broken run can resume from."""
     log_every_steps: PositiveInt = 10
     """Steps between two reports of the losses."""
+    storage: Storage = Storage()
     experiment: str = "longclip"
     """MLflow experiment."""
     seed: int = 0

@@ -1,11 +1,11 @@
-"""Rows in and out: an early, clear word on what is missing in a Parquet; rejected rows; whole outputs."""
+"""Rows in and out: names of columns, and rows that were rejected."""
 
-from collections.abc import Sequence
+import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import ray
 
@@ -26,50 +26,8 @@ class Columns(Settings):
     """Short text."""
 
 
-def check_parquet(field: str, path: str, columns: Sequence[str]) -> int:
-    """Number of rows of a Parquet that has these columns. Reads the files' footers only, and needs no Ray.
-
-    Args:
-        field: setting that `path` came from, for messages.
-        path: Parquet file, directory or URI.
-        columns: columns that must exist.
-
-    Raises:
-        DataError: nothing is there, it is no Parquet, a column is missing, or there are no rows.
-    """
-    files = _parquet_files(field, path)
-    rows = 0
-    for name, schema, count in files:
-        missing = [column for column in columns if column not in schema.names]
-        if missing:
-            raise DataError(
-                f"{field}='{path}': column '{missing[0]}' is missing in {name}; it has {', '.join(schema.names)};"
-                f" name yours with --set columns.<role>=<name>"
-            )
-        rows += count
-    if not rows:
-        raise DataError(f"{field}='{path}' has no rows; give a Parquet with at least one")
-    return rows
-
-
-def _parquet_files(field: str, path: str) -> list[tuple[str, pa.Schema, int]]:
-    """Name, schema and number of rows of every Parquet file under a path."""
-    try:
-        filesystem, root = pafs.FileSystem.from_uri(path) if "://" in path else (pafs.LocalFileSystem(), path)
-        info = filesystem.get_file_info(root)
-        if info.type == pafs.FileType.NotFound:
-            raise DataError(f"{field}='{path}' does not exist; give a Parquet file, directory or URI")
-        if info.type == pafs.FileType.Directory:
-            found = filesystem.get_file_info(pafs.FileSelector(root, recursive=True))
-            names = sorted(entry.path for entry in found if entry.path.endswith(".parquet"))
-        else:
-            names = [root]
-        if not names:
-            raise DataError(f"{field}='{path}' holds no .parquet file; give a directory that does")
-        metadata = [(name, pq.ParquetFile(name, filesystem=filesystem)) for name in names]
-        return [(Path(name).name, file.schema_arrow, file.metadata.num_rows) for name, file in metadata]
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{field}='{path}' cannot be read as Parquet: {' '.join(str(error).split())[:300]}") from error
+QUARANTINE_SCHEMA = pa.schema([(name, pa.string()) for name in ("id", "source", "stage", "reason")])
+_VARIABLE = re.compile(r"'[^']*'|\d+")
 
 
 class Quarantine:
@@ -100,9 +58,44 @@ def start_quarantine(rows: int, max_rejected_fraction: float) -> Any:
     return ray.remote(num_cpus=0)(Quarantine).remote(rows, max_rejected_fraction)
 
 
-def write_quarantine(reasons: dict[str, str], stage: str, path: Path) -> None:
-    """Write rejected rows as a Parquet `id, stage, reason`; nothing where there are none."""
+def write_quarantine(reasons: dict[str, str], source: str, stage: str, path: Path) -> None:
+    """Write rejected rows as a Parquet `id, source, stage, reason`; nothing where there are none."""
     if reasons:
+        rows = [{"id": row, "source": source, "stage": stage, "reason": reason} for row, reason in reasons.items()]
         path.parent.mkdir(parents=True, exist_ok=True)
-        table = {"id": list(reasons), "stage": [stage] * len(reasons), "reason": list(reasons.values())}
-        pq.write_table(pa.table(table, schema=pa.schema([(name, pa.string()) for name in table])), path)
+        pq.write_table(pa.Table.from_pylist(rows, QUARANTINE_SCHEMA), path)
+
+
+class Rejected:
+    """Rejected rows of one piece of a source."""
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self._rows: list[dict[str, str]] = []
+
+    def add(self, row: str, stage: str, reason: str) -> None:
+        """Note that a row was rejected."""
+        row = row.encode(errors="replace").decode()
+        self._rows.append({"id": row, "source": self.source, "stage": stage, "reason": reason})
+
+    def count(self, *stages: str) -> int:
+        """Rows rejected in some stages."""
+        return sum(row["stage"] in stages for row in self._rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @property
+    def first(self) -> str:
+        """The first rejected row and its reason, for messages; empty where there is none."""
+        return f"'{self._rows[0]['id']}': {self._rows[0]['reason']}" if self._rows else ""
+
+    @property
+    def grouped(self) -> list[tuple[str, str, int]]:
+        """(stage, reason, count): reasons that differ only in numbers and names are one."""
+        counts = Counter((row["stage"], _VARIABLE.sub("…", row["reason"])) for row in self._rows)
+        return [(stage, reason, count) for (stage, reason), count in counts.items()]
+
+    def table(self) -> pa.Table:
+        """Rows of a quarantine Parquet."""
+        return pa.Table.from_pylist(self._rows, QUARANTINE_SCHEMA)

@@ -46,9 +46,10 @@ def load_settings(kind: type[SettingsT], description: str, argv: Sequence[str] |
     parser.add_argument(
         "--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides", help="one setting; beats the file"
     )
-    arguments = parser.parse_args(argv)
+    parser.add_argument("--KEY", metavar="VALUE", dest="_", help="the same as --set KEY=VALUE; dashes are underscores")
+    arguments, others = parser.parse_known_args(argv)
     values: dict[str, Any] = _read_file(arguments.config) if arguments.config else {}
-    for override in arguments.overrides:
+    for override in [*arguments.overrides, *_long_options(others)]:
         _apply_override(values, override)
     settings = _validate(kind, values)
     print("settings:", *yaml.safe_dump(dump(settings), sort_keys=False).splitlines(), sep="\n  ", flush=True)
@@ -85,6 +86,17 @@ def storage_path(field: str, value: str) -> str:
             f" give an absolute path or a URI, e.g. --set {field}=$PWD/{value}"
         )
     return str(path.absolute())
+
+
+def _long_options(arguments: Sequence[str]) -> Iterator[str]:
+    """`key=value` of options such as `--some-key value` and `--some-key=value`."""
+    rest = list(arguments)
+    while rest:
+        option = rest.pop(0)
+        key, separator, value = option.removeprefix("--").partition("=")
+        if not option.startswith("--") or not key or not (separator or rest):
+            raise ConfigError(f"'{option}' is no setting; write --set KEY=VALUE or --KEY VALUE, see --help")
+        yield f"{key.replace('-', '_')}={value if separator else rest.pop(0)}"
 
 
 def _read_file(name: str) -> dict[str, Any]:

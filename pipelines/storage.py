@@ -17,6 +17,7 @@ from longclip.errors import ConfigError, DataError
 from pipelines.settings import Settings, storage_path
 
 READ_SECONDS, CONNECT_SECONDS = 60, 10
+S3 = ("s3", "s3a")
 ATTEMPTS = 10
 """Tries of one request; with exponential pauses of up to 20 s they outlast the restart of a server."""
 
@@ -33,7 +34,7 @@ class Storage(Settings):
 
     def options(self, protocol: str, attempts: int = ATTEMPTS) -> dict[str, Any]:
         """Options of the fsspec filesystem of a protocol; only S3 takes any."""
-        if protocol not in ("s3", "s3a"):
+        if protocol not in S3:
             return {}
         config: dict[str, Any] = {
             "retries": {"max_attempts": attempts, "mode": "standard"},
@@ -87,6 +88,21 @@ def existing_path(field: str, value: str, storage: Storage) -> UPath:
             if not is_local(path) and not impatient.fs.exists(bucket):
                 raise FileNotFoundError(f"bucket does not exist: {bucket}")
             raise FileNotFoundError(value)
+    return path
+
+
+def output_path(field: str, value: str, storage: Storage) -> UPath:
+    """`open_path` of something that will be written.
+
+    Raises:
+        ConfigError: it is the root of a bucket or filesystem: work in progress needs a place beside it.
+        DataError: its bucket is missing, or its server does not answer.
+    """
+    path = open_path(field, value.rstrip("/"), storage)
+    if not path.name or path.parent == path or (not is_local(path) and "/" not in path.path.strip("/")):
+        raise ConfigError(f"{field}='{value}' is the root of its storage; give a name below it, e.g. {value}/train")
+    if path.protocol in S3:
+        existing_path(field, f"{path.protocol}://{path.path.split('/')[0]}", storage)
     return path
 
 

@@ -2,6 +2,7 @@
 
 import tempfile
 import time
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ from longclip.errors import DataError
 from longclip.task import ImageTextBatch, LongClipTask, clamp_logit_scale, learning_rate_factor, parameter_groups
 from longclip.tokenizer import TokenBatch
 from pipelines.finetune_settings import FinetuneSettings, initial_checkpoint
+
+MIXER = 0x9E3779B97F4A7C1 | 1
+"""Odd multiplier that spreads the low bits of a number over the high ones."""
 
 MODEL_DIR, STATE_FILE = "checkpoint", "training_state.pt"
 
@@ -58,14 +62,18 @@ def _batches(settings: FinetuneSettings, seed: int) -> Iterator[ImageTextBatch]:
         local_shuffle_seed=seed,
     )
     for columns in batches:
-        caption = _tokens(columns, settings.columns.caption)
-        summary = _tokens(columns, settings.columns.summary) if settings.uses_summaries else None
+        caption = draw_texts(columns, settings.columns.caption, seed)
+        summary = draw_texts(columns, settings.columns.summary, seed) if settings.uses_summaries else None
         yield ImageTextBatch(columns["pixels"], caption, summary)
 
 
-def _tokens(columns: dict[str, Tensor], name: str) -> TokenBatch:
-    lengths = columns[f"{name}_lengths"].long()
-    return TokenBatch(columns[f"{name}_ids"].long(), lengths, columns[f"{name}_full_lengths"].long())
+def draw_texts(columns: dict[str, Tensor], name: str, seed: int) -> TokenBatch:
+    """One of the candidate texts of each row, by the row's id and the seed: the same on any number of workers."""
+    salted = (columns["row_key"] ^ zlib.crc32(f"{name}{seed}".encode())) * MIXER
+    place = (salted >> 32) % columns[f"{name}_count"]
+    rows = torch.arange(len(place))
+    ids, lengths, full = (columns[f"{name}_{part}"][rows, place].long() for part in ("ids", "lengths", "full_lengths"))
+    return TokenBatch(ids, lengths, full)
 
 
 class TrainingRun:
