@@ -80,8 +80,8 @@ class Lease:
                     self._lost = True
                     return
                 self._write()
-            except Exception:  # noqa: S112 - storage that fails now fails for a rival as well; the next beat tries again
-                continue
+            except Exception:
+                continue  # storage that fails now fails for a rival as well; the next beat tries again
 
     def _content(self) -> bytes:
         self._beat += 1
