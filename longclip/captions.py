@@ -9,7 +9,7 @@ import math
 import random
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
 Strategy = Literal["first_sentence", "extractive", "drop_first", "random_sentences"]
@@ -20,6 +20,8 @@ STRATEGIES: tuple[str, ...] = get_args(Strategy)
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[\"'(\[]?[A-Z0-9])")
 _ABBREVIATION = re.compile(r"\b(?:Mr|Mrs|Ms|Dr|St|No|vs|etc|e\.g|i\.e|approx|[A-Z])\.$")
+_ENDED = re.compile(r"[.!?][\"')\]]*$")
+_FIRST_LETTER = re.compile(r"[^\W_]")
 _WORD = re.compile(r"[a-z0-9]+(?:['-][a-z0-9]+)*")
 _STOP_WORDS = frozenset(
     _WORD.findall(
@@ -27,6 +29,28 @@ _STOP_WORDS = frozenset(
         " over she some than that the their them there these they this those to two under was were which while who with"
     )
 )
+
+
+def caption_text(cell: str | Sequence[str | None] | None) -> str:
+    """The text that the caption cell of a row stands for.
+
+    Several captions of one image become one paragraph in which each is a sentence of its own, so that every strategy
+    works on them; the most central sentence is then the most central caption.
+
+    Args:
+        cell: one caption, which stays as it is, several, or none.
+    """
+    if cell is None or isinstance(cell, str):
+        return cell or ""
+    captions = [" ".join(caption.split()) for caption in cell if caption]
+    captions = [caption for caption in captions if caption]
+    return captions[0] if len(captions) == 1 else " ".join(map(_as_sentence, captions))
+
+
+def _as_sentence(caption: str) -> str:
+    """A caption as `split_sentences` sees one: with a capital in front and a full stop behind, if it has none."""
+    caption = _FIRST_LETTER.sub(lambda letter: letter.group().upper(), caption, count=1)
+    return caption if _ENDED.search(caption) else f"{caption.rstrip(',;:')}."
 
 
 def split_sentences(caption: str) -> list[str]:
@@ -40,9 +64,14 @@ def split_sentences(caption: str) -> list[str]:
     return sentences
 
 
+def words(text: str) -> list[str]:
+    """Lower-case words and numbers of a text."""
+    return _WORD.findall(text.lower())
+
+
 def content_words(text: str) -> list[str]:
     """Lower-case words of a text without the function words."""
-    return [word for word in _WORD.findall(text.lower()) if word not in _STOP_WORDS]
+    return [word for word in words(text) if word not in _STOP_WORDS]
 
 
 def first_sentence(caption: str, key: str) -> str:
@@ -58,9 +87,9 @@ def extractive(caption: str, key: str) -> str:
     whole = Counter(content_words(caption))
 
     def centrality(sentence: str) -> float:
-        words = Counter(content_words(sentence))
-        norm = math.sqrt(sum(count * count for count in words.values()))
-        return sum(count * whole[word] for word, count in words.items()) / norm if norm else 0.0
+        own = Counter(content_words(sentence))
+        norm = math.sqrt(sum(count * count for count in own.values()))
+        return sum(count * whole[word] for word, count in own.items()) / norm if norm else 0.0
 
     return max(sentences, key=centrality)
 

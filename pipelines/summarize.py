@@ -1,86 +1,142 @@
-"""Add a short `summary` to every caption of a Parquet.
+"""Add short summaries to the captions of a Parquet.
 
 Strategies that need no model: first_sentence (as the official code), extractive (the most central sentence), drop_first
-(all but the first sentence) and random_sentences (drawn by the row's id). Rows without a caption are quarantined.
+(all but the first sentence) and random_sentences (drawn by the row's id). With a model: extractive_embedding, seq2seq,
+chat and vllm. What a model writes is checked against its caption; a summary that fails is replaced by the extractive
+one, and counted. Give several strategies to keep several summaries of each caption: training draws among them, so that
+none of them becomes a shortcut. A job that was killed is finished by the same command.
 
-    python pipelines/summarize.py --set input=/data/raw --set output=/data/train --set strategy=extractive
+    python pipelines/summarize.py --set input=/data/clean --set output=/data/train
+    python pipelines/summarize.py --set input=/data/clean --set output=/data/train \\
+        --set strategy=[extractive,drop_first]
+
+Out: the input's files and columns with `summary` and `summary_source` (lists, if several strategies are given),
+_manifest.json, _quarantine.parquet and _report.html.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
+from functools import partial
+from typing import Any
 
-import pyarrow as pa
-import ray
-from pydantic import Field
+from pydantic import Field, PositiveInt
 
-from longclip.captions import Strategy, summarizer
+from longclip.captions import caption_text
 from longclip.errors import DataError
-from longclip.files import whole_directory
+from longclip.tokenizer import count_tokens, load_tokenizer
+from pipelines.add_summaries import SOURCE, AddSummaries, SummaryColumns
 from pipelines.entry import Progress, connect, run_entry
-from pipelines.records import Columns, check_parquet, start_quarantine, write_quarantine
-from pipelines.settings import Settings, load_settings, storage_path
+from pipelines.finishing import Finished, add_counts, finish
+from pipelines.generating import STAGE, generate
+from pipelines.parquet_files import ParquetSet, open_parquet
+from pipelines.report import Histogram, Sample
+from pipelines.settings import load_settings
+from pipelines.storage import Storage, explained, output_path
+from pipelines.summarizers import CONTEXT_LENGTH, check_strategies
+from pipelines.units import RejectedLimit, run_units
+from pipelines.workspace import Workspace, claim, fingerprint
 
 
-class SummarizeSettings(Settings):
+class SummarizeSettings(SummaryColumns):
     """Everything that defines the job."""
 
     input: str
     """Parquet file, directory or URI with captions; all its columns are kept."""
     output: str
-    """Local directory of Parquet files; replaced if it exists."""
-    strategy: Strategy = "extractive"
-    """How a caption becomes a summary."""
-    columns: Columns = Columns()
+    """Directory or URI of the output."""
+    rows_per_piece: PositiveInt = 2048
+    """Rows that are done, and after a kill done again, as one."""
+    workers: PositiveInt = 1
+    """Processes that hold a model; strategies without one use all CPUs."""
+    use_gpu: bool = False
+    """One GPU for each of them."""
     max_rejected_fraction: float = Field(0.01, ge=0, le=1)
-    """Share of rows that may lack a caption before the job stops."""
+    """Share of rows that may lack a caption before the job fails."""
+    overwrite: bool = False
+    """Replace a finished output, or unfinished work, of other settings or data."""
+    storage: Storage = Storage()
+
+
+NOT_OF_THE_OUTPUT = {"output", "storage", "overwrite", "max_rejected_fraction", "workers", "use_gpu"}
+"""Settings that say how the job runs, not what comes out: a run that stopped is finished with others."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The entry; `argv` is the command line without the program's name."""
     settings = load_settings(SummarizeSettings, __doc__ or "", argv)
     progress = Progress("summarize")
-    source = storage_path("input", settings.input)
-    output = Path(storage_path("output", settings.output))
-    rows = check_parquet("input", source, [settings.columns.id, settings.columns.caption])
-    connect(min_cpus=2)
-    quarantine = start_quarantine(rows, settings.max_rejected_fraction)
-    job = AddSummaries(settings, quarantine)
-    dataset = ray.data.read_parquet(source).map_batches(job, batch_size=256, batch_format="pyarrow")
-    with whole_directory(output) as aside:
-        dataset.write_parquet(str(aside), row_group_size=128)
-        written = list(aside.rglob("*.parquet"))
-        if not written:
-            raise DataError(f"input='{source}': no row has a caption in column '{settings.columns.caption}'")
-    reasons = ray.get(quarantine.reasons.remote())
-    write_quarantine(reasons, "summarize", output.with_name(output.name + ".quarantine.parquet"))
-    progress.summary(rows, rows - len(reasons), len(reasons), f"strategy {settings.strategy}, {output}")
+    check_strategies(settings)
+    data = open_parquet("input", settings.input, settings.storage, [settings.columns.caption])
+    output = output_path("output", settings.output, settings.storage)
+    identity = {
+        "job": "summarize",
+        "settings": settings.model_dump(mode="json", exclude=NOT_OF_THE_OUTPUT),
+        "source": fingerprint("input", settings.input, settings.storage),
+    }
+    with explained("output", settings.output), claim(output, identity, settings.overwrite) as work:
+        manifest = work.manifest or summarize(work, settings, data, progress)
+        done = "was finished before, nothing to do; " if work.manifest else ""
+    counts = manifest["counts"]
+    strategies = ", ".join(settings.strategies)
+    detail = f"{done}strategy {strategies}; {counts['fallbacks']} replaced by extractive; {output}"
+    progress.summary(counts["rows_in"], counts["rows_out"], counts["rejected"], detail)
 
 
-class AddSummaries:
-    """Adds `summary` and `summary_source` to batches of rows."""
+def summarize(work: Workspace, settings: SummarizeSettings, data: ParquetSet, progress: Progress) -> dict[str, Any]:
+    """Do what is left of the job, and publish its output; gives the manifest."""
+    plan = work.planned("pieces", lambda _: data.pieces(settings.rows_per_piece))
+    connect(settings.workers + 1)
+    limit = RejectedLimit(data.rows, settings.max_rejected_fraction)
+    folder = work.folder("summarize")
+    if "vllm" in settings.strategies:
+        from pipelines.llm_summaries import vllm_summaries  # takes seconds to import, and is rarely needed
 
-    def __init__(self, settings: SummarizeSettings, quarantine: object) -> None:
-        self.settings, self.quarantine = settings, quarantine
+        column, engines = settings.columns.caption, partial(vllm_summaries, settings=settings.vllm)
+        generate(work, plan, column, settings.storage, progress, engines)
+    task = AddSummaries(settings, settings.storage, folder, work.folder(STAGE), work.tree)
+    results = run_units(
+        work,
+        "summarize",
+        plan,
+        task,
+        progress,
+        actors=settings.workers if settings.needs_model else None,
+        num_gpus=1 if settings.use_gpu else 0,
+        on_result=limit.add,
+    )
+    limit.check()
+    files = [result["file"] for result in results]
+    if not any(file["rows"] for file in files):
+        raise DataError(f"input='{settings.input}': no row has a caption in column '{settings.columns.caption}'")
+    fallbacks = add_counts(result["fallbacks"] for result in results)
+    finished = Finished(
+        title="Summaries",
+        source=settings.input,
+        settings=settings,
+        facts=[(f"replaced: {reason}", f"{count:,}") for reason, count in sorted(fallbacks.items())],
+        counts={name: sum(result[name] for result in results) for name in ("rows_in", "rows_out", "rejected")}
+        | {"fallbacks": fallbacks.total()},
+        files=files,
+        schema=settings.output_schema(data.schema),
+        reasons=[reason for result in results for reason in result["reasons"]],
+        histograms=[
+            Histogram(title, add_counts(result["tokens"].get(name, {}) for result in results))
+            for title, name in (("Captions", "caption"), *((f"Summaries: {s}", s) for s in settings.strategies))
+        ],
+        stage="summarize",
+        sample=lambda row: sample(settings, row),
+    )
+    return finish(work, finished)
 
-    def __call__(self, table: pa.Table) -> pa.Table:
-        """The rows that have a caption, with their summaries."""
-        columns, strategy = self.settings.columns, self.settings.strategy
-        keys = [str(key) for key in table[columns.id].to_pylist()]
-        captions = table[columns.caption].to_pylist()
-        usable = [isinstance(caption, str) and bool(caption.strip()) for caption in captions]
-        rejected = {
-            key: f"column '{columns.caption}' holds no text" for key, ok in zip(keys, usable, strict=True) if not ok
-        }
-        if rejected:
-            ray.get(self.quarantine.add.remote(rejected))  # type: ignore[attr-defined]
-        summarize = summarizer(strategy)
-        summaries = [summarize(caption, key) for key, caption, ok in zip(keys, captions, usable, strict=True) if ok]
-        table = table.filter(pa.array(usable))
-        for name, values in ((columns.summary, summaries), ("summary_source", [strategy] * len(summaries))):
-            if name in table.column_names:
-                table = table.drop_columns([name])
-            table = table.append_column(name, pa.array(values, pa.string()))
-        return table
+
+def sample(settings: SummarizeSettings, row: dict[str, Any]) -> Sample:
+    """A row of the output, for the report."""
+    columns, caption = settings.columns, caption_text(row[settings.columns.caption])
+    texts, sources = row[columns.summary], row[SOURCE]
+    summaries = dict(zip(sources, texts, strict=True)) if settings.several else {sources: texts}
+    cell = row.get(columns.image)
+    image = cell.get("bytes") if isinstance(cell, dict) else cell if isinstance(cell, bytes) else None
+    tokens = count_tokens(load_tokenizer(None, CONTEXT_LENGTH), [caption])[0]
+    return Sample(str(row.get(columns.id, "")), image, caption, summaries, tokens)
 
 
 if __name__ == "__main__":

@@ -197,6 +197,7 @@ def whole_file(path: UPath) -> Iterator[Path]:
     try:
         yield Path(name)
         if local:
+            os.chmod(name, 0o644)  # temporary files are private
             os.replace(name, path.path)
         else:
             path.fs.put_file(name, path.path)

@@ -6,7 +6,7 @@ from typing import get_args
 
 import pytest
 
-from longclip.captions import STRATEGIES, Strategy, content_words, split_sentences, summarizer
+from longclip.captions import STRATEGIES, Strategy, caption_text, content_words, split_sentences, summarizer
 
 CAPTION = "A red bus waits. Two people board the red bus. The sky is grey. A dog runs past the bus stop."
 
@@ -31,6 +31,32 @@ CAPTION = "A red bus waits. Two people board the red bus. The sky is grey. A dog
 )
 def test_split_sentences(caption: str, sentences: list[str]) -> None:
     assert split_sentences(caption) == sentences
+
+
+@pytest.mark.parametrize(
+    ("cell", "text"),
+    [
+        ("  stays. as it is ", "  stays. as it is "),
+        (None, ""),
+        ([], ""),
+        ([None, " "], ""),
+        (["one alone stays as it is "], "one alone stays as it is"),
+        (["a red bus", "Two people wait."], "A red bus. Two people wait."),
+        (
+            ["ends in,", '"stop" says a sign', "really?", 'he says "no."'],
+            'Ends in. "Stop" says a sign. Really? He says "no."',
+        ),
+        (["two\n lines", "3 cats", "élan"], "Two lines. 3 cats. Élan."),
+    ],
+)
+def test_caption_cells_become_one_text(cell: str | list[str | None] | None, text: str) -> None:
+    assert caption_text(cell) == text
+
+
+def test_of_several_captions_the_central_one_is_extracted() -> None:
+    cell = ["a dog", "a brown dog runs on a beach", "the brown dog runs", "beach in summer", "animals"]
+    assert len(split_sentences(caption_text(cell))) == len(cell)
+    assert summarizer("extractive")(caption_text(cell), "k") == "A brown dog runs on a beach."
 
 
 def test_content_words_leave_function_words_out() -> None:

@@ -61,9 +61,14 @@ class Job:
             time.sleep(0.02)
 
     def kill(self) -> None:
-        """`kill -9` of the driver; Ray's own processes, which it started, end with it."""
+        """`kill -9` of the driver, and return when Ray's own processes, which it started, have ended with it."""
+        children = [pid for pid, _ in processes_below(self.process.pid)]
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
+        end = time.monotonic() + DEADLINE_SECONDS
+        while any(is_running(pid) for pid in children):
+            assert time.monotonic() < end, "processes of a killed job stayed"
+            time.sleep(0.1)
 
     def finish(self) -> str:
         """Output of a job that ends well."""
@@ -169,6 +174,14 @@ def test_the_second_of_two_jobs_on_one_output_refuses(
     assert "Traceback" not in second.log.read_text()
     first.finish()
     assert contents(first.output) == contents(undisturbed["prepare"])
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process is there and no zombie."""
+    try:
+        return (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def processes_below(parent: int) -> list[tuple[int, str]]:
