@@ -85,7 +85,8 @@ def _files(
     rows = sum(len(kept[part]) for part in parts)
     total = sum(len(kept[part]) * sizes[part] for part in parts)
     count = max(round(total / file_bytes), min(MIN_FILES, rows // MIN_ROWS_PER_FILE), 1)
-    filled, number, members = 0.0, 0, []
+    filled, number = 0.0, 0
+    members: list[list[Any]] = []
     for part in parts:
         # Files end between rows: the file of a row follows from the bytes before it.
         bytes_before = filled + sizes[part] * np.arange(len(kept[part]))

@@ -14,11 +14,13 @@ Out: <output>/train/*.parquet, <output>/val/*.parquet, _manifest.json, _quaranti
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
 from pydantic import BeforeValidator, Field, PositiveInt
+from upath import UPath
 
 from longclip.captions import caption_text
 from longclip.errors import DataError
@@ -93,7 +95,7 @@ def prepare(
     work: Workspace, settings: PrepareSettings, source: Source, evaluation: list[Source], progress: Progress
 ) -> dict[str, Any]:
     """Do what is left of the job, and publish its output; gives the manifest."""
-    plan = work.planned("pieces", lambda folder: [asdict(piece) for piece in source.pieces(folder)])
+    plan = work.planned("pieces", partial(_pieces, source))
     if not plan:
         raise DataError(f"input='{settings.input}' has no rows; give a source with at least one")
     connect(min_cpus=2)
@@ -120,12 +122,16 @@ def hash_evaluation(
     results = []
     for number, source in enumerate(evaluation):
         stage = f"overlap-{number}"
-        plan = work.planned(stage, lambda folder, source=source: [asdict(piece) for piece in source.pieces(folder)])
+        plan = work.planned(stage, partial(_pieces, source))
         task = HashPiece(source, settings.image.max_pixels)
         results += run_units(work, stage, plan, task, progress)
     perceptual = [int(value, 16) for result in results for value in result["phash"]]
     sha256 = {value for result in results for value in result["sha256"]}
     return ImageHashes(sha256, np.array(perceptual, dtype=np.uint64))
+
+
+def _pieces(source: Source, scratch: UPath) -> list[dict[str, Any]]:
+    return [asdict(piece) for piece in source.pieces(scratch)]
 
 
 def _finished(

@@ -98,7 +98,7 @@ def test_a_clean_set_has_everything_that_training_and_people_need(run: Run, tmp_
 
 
 def test_broken_rows_are_counted_with_their_reasons_and_odd_ones_kept(run: Run, tmp_path: Path) -> None:
-    broken = [
+    broken: list[tuple[str, bytes | None, str | None, str]] = [
         (kind, data(number), "A caption.", part) for number, (kind, (data, part)) in enumerate(BROKEN_IMAGES.items())
     ]
     broken += [

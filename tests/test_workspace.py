@@ -103,11 +103,21 @@ def test_what_is_not_ours_is_never_touched(output: UPath, overwrite: bool) -> No
     assert names(output) == {"thesis.txt"}
 
 
+def stop_in_the_middle(output: UPath) -> None:
+    """Plan one piece, finish it, and fail before anything is published."""
+
+    def job() -> None:
+        with claim(output, IDENTITY, overwrite=False) as work:
+            assert work.planned("stage", lambda folder: [{"piece": 1}]) == [{"piece": 1}]
+            write_whole(work.folder("stage") / "000000.json", b"{}")
+            raise RuntimeError("stopped")
+
+    with pytest.raises(RuntimeError, match="stopped"):
+        job()
+
+
 def test_unfinished_work_is_continued_with_the_same_plan(output: UPath) -> None:
-    with pytest.raises(RuntimeError), claim(output, IDENTITY, overwrite=False) as work:
-        assert work.planned("stage", lambda folder: [{"piece": 1}]) == [{"piece": 1}]
-        write_whole(work.folder("stage") / "000000.json", b"{}")
-        raise RuntimeError
+    stop_in_the_middle(output)
     assert not output.exists()
     with claim(output, IDENTITY, overwrite=False) as work:
         assert work.planned("stage", lambda folder: [{"piece": 2}]) == [{"piece": 1}]
@@ -115,9 +125,7 @@ def test_unfinished_work_is_continued_with_the_same_plan(output: UPath) -> None:
 
 
 def test_unfinished_work_of_other_settings_is_dropped_only_on_demand(output: UPath) -> None:
-    with pytest.raises(RuntimeError), claim(output, IDENTITY, overwrite=False) as work:
-        write_whole(work.folder("stage") / "000000.json", b"{}")
-        raise RuntimeError
+    stop_in_the_middle(output)
     with pytest.raises(ConfigError, match=r"unfinished work with other settings \(a.b=1\)"):
         make(output, OTHER)
     with claim(output, OTHER, overwrite=True) as work:
@@ -128,7 +136,7 @@ def test_half_files_of_killed_workers_are_not_published(tmp_path: Path) -> None:
     output = UPath(tmp_path / "out")
     with claim(output, IDENTITY, overwrite=False) as work:
         write_whole(work.tree / "data.parquet", b"x")
-        Path(work.tree / ".data.parquet.abc").write_bytes(b"half")
+        Path(str(work.tree), ".data.parquet.abc").write_bytes(b"half")
         work.publish({})
     assert names(output) == {"data.parquet", MANIFEST}
 
@@ -163,9 +171,14 @@ def test_a_publication_that_was_cut_is_completed(monkeypatch: pytest.MonkeyPatch
 def test_a_file_that_fails_leaves_nothing(output: UPath) -> None:
     if output.protocol == "":
         output.mkdir(parents=True)
-    with pytest.raises(OSError, match="disk full"), whole_file(output / "x") as local:
-        local.write_bytes(b"half")
-        raise OSError("disk full")
+
+    def write() -> None:
+        with whole_file(output / "x") as local:
+            local.write_bytes(b"half")
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write()
     assert names(output) == set()
 
 
@@ -211,10 +224,15 @@ def test_of_two_that_find_a_dead_lease_one_gets_it(tmp_path: Path) -> None:
 
 
 def test_who_lost_the_lease_publishes_nothing(output: UPath) -> None:
-    with pytest.raises(LongClipError, match="taken over by another job"), claim(output, IDENTITY, False) as work:
-        write_whole(work.tree / "data.parquet", b"x")
-        write_whole(work.partial / "lease.json", json.dumps({"owner": "another"}).encode())
-        work.publish({})
+
+    def job() -> None:
+        with claim(output, IDENTITY, overwrite=False) as work:
+            write_whole(work.tree / "data.parquet", b"x")
+            write_whole(work.partial / "lease.json", json.dumps({"owner": "another"}).encode())
+            work.publish({})
+
+    with pytest.raises(LongClipError, match="taken over by another job"):
+        job()
     assert not output.exists()
     assert json.loads((partial_path(output) / "lease.json").read_bytes()) == {"owner": "another"}
 

@@ -45,6 +45,9 @@ class Source(Protocol):
     extra: pa.Schema
     """Further columns to hand on."""
 
+    def describe(self) -> str:
+        """What was found, in one line: layout, place, files."""
+
     def pieces(self, scratch: UPath) -> list[Piece]:
         """The pieces in a fixed order, the same in every run over the same files.
 
