@@ -66,7 +66,7 @@ def demo_steps(settings: DemoSettings, directory: Path) -> list[Step]:
         Step("draw scenes to train on", sample_data, rows=settings.train_rows, output=train),
         Step("draw scenes to search", sample_data, rows=settings.test_rows, group_size=4, seed=1, output=test),
         Step("train a base CLIP on short captions", finetune, "demo_base", data__train=train, output=base.parent),
-        Step("summarize the long captions", summarize, input=train, output=summarized),
+        Step("summarize the long captions", summarize, input=train, output=summarized, overwrite="true"),
         Step(
             "stretch to 248 tokens and fine-tune",
             finetune,

@@ -186,7 +186,7 @@ def test_summarize_keeps_columns_and_counts_rows_without_caption(
     assert table["summary"].to_pylist() == [f"Second of {number}." for number in range(2, 20)]
     assert set(table["summary_source"].to_pylist()) == {"drop_first"}
     assert table.column_names[:3] == ["id", "image", "caption"]
-    assert pq.read_table(tmp_path / "out.quarantine.parquet")["id"].to_pylist() == ["row-000", "row-001"]
+    assert pq.read_table(tmp_path / "out" / "_quarantine.parquet")["id"].to_pylist() == ["row-000", "row-001"]
 
 
 def test_benchmark_counts_any_of_an_images_captions(
