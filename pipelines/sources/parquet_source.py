@@ -64,8 +64,11 @@ class ParquetSource:
                 for batch in file.iter_batches(BATCH_ROWS, row_groups=groups, columns=columns, use_threads=False):
                     yield from self._rows(batch, f"{self._stem(piece.file)}-{{:08d}}", before + done)
                     done += batch.num_rows
-        except (pa.ArrowException, EOFError) as error:
-            # What Arrow cannot decode, no retry mends; errors of storage are OSError and pass.
+        except (pa.ArrowException, EOFError, OSError) as error:
+            # What Arrow cannot decode, no retry mends. It says so with a plain OSError, too; those of storage are of a
+            # kind or have a number, and pass.
+            if isinstance(error, OSError) and (type(error) is not OSError or error.errno is not None):
+                raise
             problem = f"file is damaged here: {' '.join(str(error).split())[:200]}"
             for row in range(done, piece.rows or done + 1):
                 yield SourceRow(f"{self._stem(piece.file)}-{before + row:08d}", problem=problem)

@@ -20,6 +20,19 @@ TEXT_SUFFIXES = (".txt", ".caption")
 MAX_TEXT_BYTES = 1024 * 1024
 
 
+class _StrictHeader(tarfile.TarInfo):
+    """Python's reader takes a missing or damaged header for the end of the archive; here it is an error."""
+
+    @classmethod
+    def fromtarfile(cls, tar: tarfile.TarFile) -> Any:
+        try:
+            return super().fromtarfile(tar)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(str(error)) from error
+
+
 class TarSource:
     """Tars are read as streams, sample by sample, and never unpacked."""
 
@@ -51,7 +64,7 @@ class TarSource:
         key, members = "", dict[str, Any]()
         with path.open("rb") as stream:
             try:
-                with tarfile.open(fileobj=stream, mode="r|*") as tar:
+                with tarfile.open(fileobj=stream, mode="r|*", tarinfo=_StrictHeader) as tar:
                     for member in tar:
                         if not member.isfile():
                             continue
