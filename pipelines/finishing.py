@@ -80,6 +80,7 @@ def finish(work: Workspace, finished: Finished) -> dict[str, Any]:
         "source": finished.source,
         "counts": finished.counts,
         "splits": {split: rows for split, rows in splits.items() if split},
+        "tokens": {histogram.title: histogram.summary() for histogram in finished.histograms},
         "columns": {field.name: str(field.type) for field in finished.schema},
         "files": finished.files,
         "quarantine": quarantine,

@@ -1,6 +1,5 @@
 """The web page in a real browser, against the real application."""
 
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,24 +13,12 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 from longclip.checkpoint import Checkpoint
 from serving.app import AppArgs, build
+from tests.browser import open_browser
 from tests.conftest import needs_programs
 from tests.test_serving import LONG_TEXT, local_serve
 from tests.test_serving_index import COUNT, scene, write_index
 
-CHROMIUM, CHROMEDRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = needs_programs("chromium", "chromedriver")
-FLAGS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--disable-dev-shm-usage",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--window-size=1280,1000",
-)
 PAGE_SIZE = 12
 
 
@@ -47,12 +34,7 @@ def url(
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM or ""
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options, webdriver.ChromeService(CHROMEDRIVER))
+    driver = open_browser(tmp_path_factory.mktemp("profile"))
     yield driver
     driver.quit()
 
