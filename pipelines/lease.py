@@ -94,7 +94,8 @@ class Lease:
         except OSError:
             if not self.path.exists():
                 raise
-            return False
+            # Where the reply to a create was lost, its retry finds the file that the first try made.
+            return self._read().get("owner") == self.owner
         return True
 
     def _write(self) -> None:
