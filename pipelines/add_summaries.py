@@ -97,7 +97,11 @@ class AddSummaries:
         places = [place for place, caption in enumerate(captions) if caption]
         for place in sorted(set(range(len(captions))) - set(places)):
             counts.rejected.add(keys[place], "summarize", f"column '{columns.caption}' holds no text")
-        rows, keys, captions = rows.take(places), [keys[at] for at in places], [captions[at] for at in places]
+        rows, keys, captions = (
+            rows.take(pa.array(places, pa.int64())),
+            [keys[at] for at in places],
+            [captions[at] for at in places],
+        )
         counts.add_tokens("caption", captions)
         summaries, sources = [], []
         for strategy in self.settings.strategies:

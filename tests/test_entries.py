@@ -226,7 +226,8 @@ def test_the_whole_way_from_scenes_to_a_registered_model(
     assert "80 pairs seen, 80 of 96 rows a pass" in out, "the rows of the incomplete last batch must be said"
     assert load_checkpoint(tmp_path / "base" / "checkpoint").context_length == 77
 
-    step(summarize.main, *sets(f"input={tmp_path}/scenes", f"output={tmp_path}/summarized"))
+    both = "strategy=[extractive, drop_first]"
+    step(summarize.main, *sets(f"input={tmp_path}/scenes", f"output={tmp_path}/summarized", both))
     tuned = ["--config", str(configs / "demo_finetune.yaml")]
     tuned += sets(f"data.train={tmp_path}/summarized", f"model.base={tmp_path}/base/checkpoint")
     tuned += sets(f"output={tmp_path}/tuned", "optim.per_worker_batch_size=20", "optim.epochs=1")
