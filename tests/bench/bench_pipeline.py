@@ -93,8 +93,9 @@ class Rows(IterableDataset):
 
     def __iter__(self) -> Iterator[Batch]:
         worker = get_worker_info()
+        number, workers = (worker.id, worker.num_workers) if worker else (0, 1)
         groups = [(file, group) for file in self.files for group in range(pq.ParquetFile(file).num_row_groups)]
-        for file, group in groups[worker.id :: worker.num_workers]:
+        for file, group in groups[number::workers]:
             rows = pq.ParquetFile(file).read_row_group(group, COLUMNS).to_pydict()
             batch: Batch = {"id": rows["id"], "pixels": np.stack([self.pixels(image) for image in rows["image"]])}
             for name in ("caption", "summary"):
