@@ -2,9 +2,10 @@
 
 Strategies that need no model: first_sentence (as the official code), extractive (the most central sentence), drop_first
 (all but the first sentence) and random_sentences (drawn by the row's id). With a model: extractive_embedding, seq2seq,
-chat and vllm. What a model writes is checked against its caption; a summary that fails is replaced by the extractive
-one, and counted. Give several strategies to keep several summaries of each caption: training draws among them, so that
-none of them becomes a shortcut. A job that was killed is finished by the same command.
+chat, vllm, and endpoint (a server with OpenAI's interface). What a model writes is checked against its caption; a
+summary that fails is replaced by the extractive one, and counted. Give several strategies to keep several summaries of
+each caption: training draws among them, so that none of them becomes a shortcut. A job that was killed is finished by
+the same command.
 
     python pipelines/summarize.py --set input=/data/clean --set output=/data/train
     python pipelines/summarize.py --set input=/data/clean --set output=/data/train \\
@@ -59,6 +60,9 @@ class SummarizeSettings(SummaryColumns):
 NOT_OF_THE_OUTPUT = {"output", "storage", "overwrite", "max_rejected_fraction", "workers", "use_gpu"}
 """Settings that say how the job runs, not what comes out: a run that stopped is finished with others."""
 
+VLLM_STAGE_CPUS = 5
+"""Logical CPUs of the stages around vLLM's engines: without them, a local Ray would wait for ever."""
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The entry; `argv` is the command line without the program's name."""
@@ -84,10 +88,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 def summarize(work: Workspace, settings: SummarizeSettings, data: ParquetSet, progress: Progress) -> dict[str, Any]:
     """Do what is left of the job, and publish its output; gives the manifest."""
     plan = work.planned("pieces", lambda _: data.pieces(settings.rows_per_piece))
-    connect(settings.workers + 1)
+    vllm = "vllm" in settings.strategies
+    connect(settings.vllm.concurrency + VLLM_STAGE_CPUS if vllm else settings.workers + 1)
     limit = RejectedLimit(data.rows, settings.max_rejected_fraction)
     folder = work.folder("summarize")
-    if "vllm" in settings.strategies:
+    if vllm:
         from pipelines.llm_summaries import vllm_summaries  # takes seconds to import, and is rarely needed
 
         column, engines = settings.columns.caption, partial(vllm_summaries, settings=settings.vllm)

@@ -40,6 +40,7 @@ from longclip.images import ImageTransform
 from longclip.tokenizer import load_tokenizer, tokenize
 from photographs import photograph
 from pipelines.entry import connect
+from pipelines.finetune import DATA_CPUS
 from pipelines.model_inputs import ModelInputs
 from pipelines.parquet_files import open_parquet, parquet_writer
 from pipelines.records import Columns, start_quarantine
@@ -173,7 +174,7 @@ def main() -> None:
     quick = arguments(__doc__).quick
     sizes = (512, 1536) if quick else (2048, 10240)
     rounds = 1 if quick else 3
-    connect(min_cpus=CORES)
+    connect(max(CORES + 1, DATA_CPUS))  # as finetune does, whose workers have CPUs of their own
     # Ray's threads forbid plain forks; workers of a server that has imported everything start as fast.
     multiprocessing.set_forkserver_preload(
         ["torch", "pyarrow.parquet", "longclip.images", "longclip.tokenizer", "ray.data"]
