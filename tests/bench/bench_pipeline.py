@@ -172,7 +172,7 @@ def consume(batches: Iterator[Batch], rows: int) -> tuple[float, float]:
 def main() -> None:
     """Compare, measure, report."""
     quick = arguments(__doc__).quick
-    sizes = (512, 1536) if quick else (2048, 10240)
+    sizes = (512, 1536) if quick else (4096, 12288)
     rounds = 1 if quick else 3
     connect(max(CORES + 1, DATA_CPUS))  # as finetune does, whose workers have CPUs of their own
     # Ray's threads forbid plain forks; workers of a server that has imported everything start as fast.
