@@ -1,14 +1,20 @@
 """Encoding texts and images without wasted work.
 
 A CLIP text feature is read at the end token, and attention is causal: whatever is padded behind it changes nothing. So
-texts are encoded in length-sorted micro-batches, each cut to its own longest text, and without an attention mask, which
-would only take the fast attention kernels away.
+texts are encoded in length-sorted micro-batches, each cut to its own longest text, and without a padding mask, which
+would only take the fast attention kernels away. An image feature is read at the class token. Of the last layer of each
+tower only the row that is read is needed: its queries, output and MLP run at that row alone.
+
+All of it is exact: equal to the whole computation up to rounding.
 """
 
+from collections.abc import Sequence
+
 import torch
-from torch import Tensor
-from torch.nn.functional import normalize
+from torch import Tensor, nn
+from torch.nn.functional import normalize, scaled_dot_product_attention
 from transformers import CLIPModel
+from transformers.masking_utils import create_causal_mask
 
 from longclip.tokenizer import TokenBatch
 
@@ -26,20 +32,73 @@ def encode_text(model: CLIPModel, tokens: TokenBatch, micro_batch_size: int = TE
     Returns:
         `[N, D]` features before normalisation. Equal to encoding with full padding up to rounding.
     """
-    order = torch.argsort(tokens.lengths, stable=True)
-    features = []
-    for rows in order.split(micro_batch_size):
-        longest = int(tokens.lengths[rows].max())
-        input_ids = tokens.input_ids[rows, :longest].to(model.device)
-        features.append(model.get_text_features(input_ids=input_ids).pooler_output)
-    return torch.cat(features)[torch.argsort(order).to(model.device)]
+    micro_batches = text_micro_batches(tokens, micro_batch_size)
+    features = torch.cat([encode_micro_batch(model, tokens, rows) for rows in micro_batches])
+    return features[inverse_order(micro_batches).to(features.device)]
+
+
+def text_micro_batches(tokens: TokenBatch, size: int = TEXT_MICRO_BATCH) -> Sequence[Tensor]:
+    """Rows of a batch in micro-batches of at most `size` texts of similar length, short ones first."""
+    return torch.argsort(tokens.lengths, stable=True).split(size)
+
+
+def inverse_order(micro_batches: Sequence[Tensor]) -> Tensor:
+    """Where each row of the batch is found in its concatenated micro-batches, `[N]`."""
+    return torch.argsort(torch.cat(list(micro_batches)))
+
+
+def encode_micro_batch(model: CLIPModel, tokens: TokenBatch, rows: Tensor) -> Tensor:
+    """Text features `[n, D]` before normalisation of some rows `[n]` of a batch, cut to the longest of them."""
+    lengths = tokens.lengths[rows]
+    input_ids = tokens.input_ids[rows, : int(lengths.max())].to(model.device, non_blocking=True)
+    tower = model.text_model
+    hidden = tower.embeddings(input_ids=input_ids)
+    mask = create_causal_mask(config=tower.config, inputs_embeds=hidden, attention_mask=None, past_key_values=None)
+    *layers, last = tower.encoder.layers
+    for layer in layers:
+        hidden = layer(hidden, mask, is_causal=True)
+    ends = (lengths - 1).to(hidden.device, non_blocking=True)
+    return model.text_projection(tower.final_layer_norm(_layer_at(last, hidden, ends, causal=True)))
 
 
 def encode_image(model: CLIPModel, pixel_values: Tensor) -> Tensor:
     """Image features `[N, D]` before normalisation of normalised `pixel_values [N, 3, S, S]`."""
-    return model.get_image_features(pixel_values=pixel_values.to(model.device)).pooler_output
+    tower = model.vision_model
+    hidden = tower.pre_layrnorm(tower.embeddings(pixel_values.to(model.device)))
+    *layers, last = tower.encoder.layers
+    for layer in layers:
+        hidden = layer(hidden, None)
+    classes = torch.zeros(len(hidden), dtype=torch.int64, device=hidden.device)
+    return model.visual_projection(tower.post_layernorm(_layer_at(last, hidden, classes, causal=False)))
+
+
+def _layer_at(layer: nn.Module, hidden: Tensor, rows: Tensor, causal: bool) -> Tensor:
+    """One row `[n, W]` of what an encoder layer makes of `hidden [n, L, W]`: for each sequence, that of `rows [n]`."""
+    attention, sequences = layer.self_attn, torch.arange(len(hidden), device=hidden.device)
+    normed = layer.layer_norm1(hidden)
+
+    def heads(projected: Tensor) -> Tensor:
+        return projected.unflatten(-1, (attention.num_heads, attention.head_dim)).transpose(1, 2)  # [n, heads, ., d]
+
+    # Rows behind a text's end are padding of its micro-batch.
+    seen = torch.arange(hidden.shape[1], device=hidden.device) <= rows[:, None] if causal else None
+    attended = scaled_dot_product_attention(
+        heads(attention.q_proj(normed[sequences, rows].unsqueeze(1))),
+        heads(attention.k_proj(normed)),
+        heads(attention.v_proj(normed)),
+        attn_mask=seen[:, None, None] if seen is not None else None,
+        dropout_p=attention.dropout if attention.training else 0.0,
+        scale=attention.scale,
+    )
+    pooled = hidden[sequences, rows] + attention.out_proj(attended.flatten(1))
+    return pooled + layer.mlp(layer.layer_norm2(pooled))
 
 
 def unit(features: Tensor) -> Tensor:
     """Features `[N, D]` scaled to unit length, in float32 or better."""
-    return normalize(features if features.dtype == torch.float64 else features.float(), dim=-1)
+    return normalize(at_least_float32(features), dim=-1)
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """Half precision made float32; float64 stays."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()

@@ -1,20 +1,31 @@
-"""One training step of Long-CLIP, as a module: a batch goes in, named losses come out.
+"""One training step of Long-CLIP: features of a batch, losses over the whole of it, gradients in the parameters.
 
-It needs no Ray. `DistributedDataParallel(LongClipTask(model, config))` trains on several processes with the gradients
-that one process would have on the whole batch.
+It needs no Ray. With `PairEncoder` in a `DistributedDataParallel`, several processes get the gradients that one process
+would have on the whole batch.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from transformers import CLIPModel
 
-from longclip.encode import encode_image, encode_text, unit
+from longclip.encode import (
+    TEXT_MICRO_BATCH,
+    at_least_float32,
+    encode_image,
+    encode_micro_batch,
+    inverse_order,
+    text_micro_batches,
+    unit,
+)
+from longclip.gradcache import cached_backward
 from longclip.images import ImageTransform
 from longclip.loss import LossConfig, long_clip_losses
-from longclip.tokenizer import TokenBatch
+from longclip.tokenizer import TokenBatch, concatenate
 
 MAX_LOGIT_SCALE = math.log(100.0)
 
@@ -32,24 +43,85 @@ class ImageTextBatch:
         return self.pixels.shape[0]
 
 
-class LongClipTask(nn.Module):
-    """A CLIP together with its training objective."""
+class Part(NamedTuple):
+    """Images and texts whose activations are held together; they need not belong to the same pairs."""
 
-    def __init__(self, model: CLIPModel, transform: ImageTransform, loss: LossConfig) -> None:
+    pixels: Tensor
+    """`[c, S, S, 3]` uint8."""
+    micro_batches: Sequence[Tensor]
+    """Rows of the batch's texts; those of a micro-batch have similar lengths."""
+
+
+class Features(NamedTuple):
+    """What the towers make of a part."""
+
+    image: Tensor
+    """`[c, D]`, unit length."""
+    text: Tensor
+    """`[t, D]`, unit length, in the order of the micro-batches."""
+    logit_scale: Tensor
+    """`[1]`, exponentiated."""
+
+
+class PairEncoder(nn.Module):
+    """Both towers of a CLIP as one module, so that they can be wrapped as one for several processes."""
+
+    def __init__(self, model: CLIPModel, transform: ImageTransform) -> None:
         super().__init__()
         self.model = model
         self.transform = transform
-        self.loss = loss
 
-    def forward(self, batch: ImageTextBatch) -> dict[str, Tensor]:
-        """Losses of a batch: `loss`, `caption_loss`, `summary_loss` (with summaries), scalars."""
-        device = self.model.device
-        pixel_values = self.transform.normalize(batch.pixels.to(device, non_blocking=True))
-        image_features = unit(encode_image(self.model, pixel_values))
-        caption_features = unit(encode_text(self.model, batch.caption))
-        summary_features = unit(encode_text(self.model, batch.summary)) if batch.summary is not None else None
-        logit_scale = self.model.logit_scale.float().exp()
-        return long_clip_losses(image_features, caption_features, summary_features, logit_scale, self.loss)
+    def forward(self, part: Part, tokens: TokenBatch) -> Features:
+        """Features of the part's images, and of the rows of `tokens` that it names."""
+        pixel_values = self.transform.normalize(part.pixels.to(self.model.device, non_blocking=True))
+        image = unit(encode_image(self.model, pixel_values))
+        text = torch.cat([encode_micro_batch(self.model, tokens, rows) for rows in part.micro_batches])
+        return Features(image, unit(text), at_least_float32(self.model.logit_scale).exp()[None])
+
+
+def backward(
+    encoder: nn.Module, batch: ImageTextBatch, loss: LossConfig, chunk_size: int | None = None, bf16: bool = False
+) -> dict[str, Tensor]:
+    """Add the gradients of a batch's loss to the parameters. Captions and summaries share their micro-batches.
+
+    Args:
+        encoder: a `PairEncoder`, or one in a `DistributedDataParallel`, which averages the gradients.
+        batch: this worker's pairs, equally many on every worker.
+        loss: the objective.
+        chunk_size: images whose activations are held at once, with about as many captions and summaries, for gradient
+            caching; None holds all. The gradients are the same up to rounding.
+        bf16: run the towers in bfloat16. Losses and principal components are in float32 in any case.
+
+    Returns:
+        `loss`, `caption_loss` and, with summaries, `summary_loss`: scalars of this worker, detached.
+    """
+    tokens = batch.caption if batch.summary is None else concatenate([batch.caption, batch.summary])
+    parts = divide(batch.pixels, tokens, chunk_size or len(batch))
+    order = inverse_order([rows for part in parts for rows in part.micro_batches])
+    device = next(encoder.parameters()).device.type
+
+    def encode(part: Part) -> Features:
+        with torch.autocast(device, torch.bfloat16, enabled=bf16):
+            return encoder(part, tokens)
+
+    def losses_of(features: Sequence[Tensor]) -> dict[str, Tensor]:
+        image, text, logit_scale = features
+        texts = text[order.to(text.device)].split(len(batch))  # captions, then summaries
+        return long_clip_losses(image, texts[0], texts[1] if len(texts) > 1 else None, logit_scale[0], loss)
+
+    if len(parts) > 1:
+        losses = cached_backward(encode, parts, losses_of, encoder)
+    else:
+        losses = losses_of(encode(parts[0]))
+        losses["loss"].backward()
+    return {name: value.detach() for name, value in losses.items()}
+
+
+def divide(pixels: Tensor, tokens: TokenBatch, chunk_size: int) -> list[Part]:
+    """Parts of at most `chunk_size` images. Micro-batches are dealt out in turn: all parts get long and short texts."""
+    images = pixels.split(chunk_size)
+    micro_batches = text_micro_batches(tokens, min(TEXT_MICRO_BATCH, chunk_size))
+    return [Part(chunk, micro_batches[number :: len(images)]) for number, chunk in enumerate(images)]
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ from importlib import resources
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import CLIPTokenizer
 
 MERGES = "clip_bpe_merges.txt.gz"
@@ -74,6 +75,16 @@ def tokenize(tokenizer: CLIPTokenizer, texts: Sequence[str], context_length: int
         kept = ids if len(ids) <= limit else [*ids[: limit - 1], ids[-1]]
         input_ids[row, : len(kept)] = torch.tensor(kept)
     return TokenBatch(input_ids, lengths, full_lengths)
+
+
+def concatenate(batches: Sequence[TokenBatch]) -> TokenBatch:
+    """One batch of several, padded with 0 to the longest text of all."""
+    longest = max(batch.input_ids.shape[1] for batch in batches)
+    return TokenBatch(
+        torch.cat([pad(batch.input_ids, (0, longest - batch.input_ids.shape[1])) for batch in batches]),
+        torch.cat([batch.lengths for batch in batches]),
+        torch.cat([batch.full_lengths for batch in batches]),
+    )
 
 
 def count_tokens(tokenizer: CLIPTokenizer, texts: Sequence[str]) -> list[int]:

@@ -6,11 +6,10 @@ import numpy as np
 import torch
 from ray import serve
 from torch import Tensor
-from torch.nn.functional import pad
 
 from longclip.checkpoint import load_checkpoint
 from longclip.encode import encode_image, encode_text, unit
-from longclip.tokenizer import TokenBatch
+from longclip.tokenizer import TokenBatch, concatenate
 from serving.artifacts import Model, fetch
 
 MAX_BATCH_CALLS = 16
@@ -58,16 +57,6 @@ class Embedder:
             for part in pixels.split(IMAGES_PER_CALL)
         ]
         return _split(unit(torch.cat(features)), lengths)
-
-
-def concatenate(batches: list[TokenBatch]) -> TokenBatch:
-    """One batch of several, padded with 0 to the longest text of all."""
-    longest = max(batch.input_ids.shape[1] for batch in batches)
-    return TokenBatch(
-        torch.cat([pad(batch.input_ids, (0, longest - batch.input_ids.shape[1])) for batch in batches]),
-        torch.cat([batch.lengths for batch in batches]),
-        torch.cat([batch.full_lengths for batch in batches]),
-    )
 
 
 def _split(embeddings: Tensor, lengths: list[int]) -> list[np.ndarray]:

@@ -1,6 +1,7 @@
 """Encoding without padding: the same features for far fewer tokens."""
 
 from collections.abc import Iterator
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -26,14 +27,22 @@ def calls(tiny_checkpoint: Checkpoint) -> Iterator[Calls]:
     seen = Calls()
 
     def note(module: object, args: tuple, kwargs: dict[str, Any]) -> None:
-        ids = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
+        ids = kwargs["input_ids"]
         seen.tokens += ids.numel()
         seen.shapes.append(tuple(ids.shape))
-        seen.masks.append(kwargs.get("attention_mask", args[1] if len(args) > 1 else None))
 
-    hook = tiny_checkpoint.model.text_model.register_forward_pre_hook(note, with_kwargs=True)
+    def note_mask(module: object, args: tuple, kwargs: dict[str, Any]) -> None:
+        seen.masks.append(args[1])
+        assert kwargs == {"is_causal": True}
+
+    tower = tiny_checkpoint.model.text_model
+    hooks = [
+        tower.embeddings.register_forward_pre_hook(note, with_kwargs=True),
+        tower.encoder.layers[0].register_forward_pre_hook(note_mask, with_kwargs=True),
+    ]
     yield seen
-    hook.remove()
+    for hook in hooks:
+        hook.remove()
 
 
 @pytest.fixture(scope="module")
@@ -82,12 +91,36 @@ def test_few_tokens_and_no_mask_reach_the_model(tiny_checkpoint: Checkpoint, tok
     assert calls.masks == [None] * 7
 
 
-@torch.no_grad()
-def test_image_features(tiny_checkpoint: Checkpoint) -> None:
-    pixels = torch.randn(3, 3, 32, 32)
-    features = encode_image(tiny_checkpoint.model, pixels)
-    assert torch.equal(features, tiny_checkpoint.model.get_image_features(pixel_values=pixels).pooler_output)
+def test_image_features_and_their_gradients(tiny_checkpoint: Checkpoint) -> None:
+    pixels = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(3))
+    model = deepcopy(tiny_checkpoint.model).double()
+    weights = list(model.vision_model.parameters())
+    features = encode_image(model, pixels)
+    expected = model.get_image_features(pixel_values=pixels).pooler_output
     assert features.shape == (3, 24)
+    torch.testing.assert_close(features, expected)
+    for actual, true in zip(
+        torch.autograd.grad(features.square().sum(), weights),
+        torch.autograd.grad(expected.square().sum(), weights),
+        strict=True,
+    ):
+        torch.testing.assert_close(actual, true, rtol=1e-9, atol=1e-12)
+
+
+def test_the_last_layer_runs_where_it_is_read_only(tiny_checkpoint: Checkpoint, tokens: TokenBatch) -> None:
+    model = tiny_checkpoint.model
+    rows: list[int] = []
+    hooks = [
+        tower.encoder.layers[-1].mlp.fc1.register_forward_pre_hook(
+            lambda _, args: rows.append(args[0].shape[:-1].numel())
+        )
+        for tower in (model.text_model, model.vision_model)
+    ]
+    encode_text(model, tokens, 8)
+    encode_image(model, torch.randn(8, 3, 32, 32))
+    for hook in hooks:
+        hook.remove()
+    assert rows == [8] * 6 + [2] + [8]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])

@@ -19,7 +19,7 @@ from longclip.loss import LossConfig, contrastive_loss, long_clip_losses
 from longclip.pcm import primary_components
 from longclip.state_dicts import to_huggingface
 from longclip.stretch import freeze_kept_positions
-from longclip.task import ImageTextBatch, LongClipTask, learning_rate_factor
+from longclip.task import ImageTextBatch, PairEncoder, backward, learning_rate_factor
 from longclip.tokenizer import TokenBatch
 from tests.conftest import tiny_config
 from tests.test_pcm import run_workers
@@ -128,42 +128,22 @@ def test_learning_rate_schedule() -> None:
 
 # --- several workers ---
 
-PAIRS = 12
+PAIRS, CHUNKS = 12, (None, 2)
 
 
-def _task() -> LongClipTask:
-    """A small task in float64: image towers take float32 pixels, so that the weights are converted after them."""
+LOSS = LossConfig(summary_loss_weight=0.7, pca_dim=4)
+
+
+def _encoder(dtype: torch.dtype = torch.float64) -> PairEncoder:
     torch.manual_seed(0)
     checkpoint = new_model(tiny_config(64))
-    model = checkpoint.model.double()
+    model = checkpoint.model.to(dtype)
     freeze_kept_positions(model)
     # Larger vision weights: features of an untrained tower are so alike that gradients would vanish.
     with torch.no_grad():
         for parameter in model.vision_model.parameters():
             parameter.mul_(3)
-    return LongClipTask(_InDouble(model), checkpoint.transform, LossConfig(summary_loss_weight=0.7, pca_dim=4))
-
-
-class _InDouble(torch.nn.Module):
-    """The model with its pixels in float64, which the transform makes in float32."""
-
-    def __init__(self, model: CLIPModel) -> None:
-        super().__init__()
-        self.model = model
-
-    @property
-    def device(self) -> torch.device:
-        return self.model.device
-
-    @property
-    def logit_scale(self) -> Tensor:
-        return self.model.logit_scale
-
-    def get_image_features(self, pixel_values: Tensor) -> object:
-        return self.model.get_image_features(pixel_values=pixel_values.double())
-
-    def get_text_features(self, input_ids: Tensor) -> object:
-        return self.model.get_text_features(input_ids=input_ids)
+    return PairEncoder(model, checkpoint.transform)
 
 
 def _tokens(draw: torch.Generator, longest: int) -> TokenBatch:
@@ -187,34 +167,85 @@ def _share(world_size: int, rank: int) -> ImageTextBatch:
     return ImageTextBatch(pixels[rows], caption, summary)
 
 
-def _gradients(task: LongClipTask) -> dict[str, Tensor]:
-    return {name: p.grad for name, p in task.named_parameters() if p.grad is not None}
+def _gradients(encoder: torch.nn.Module) -> dict[str, Tensor]:
+    return {name: p.grad for name, p in encoder.named_parameters() if p.grad is not None}
 
 
 def _worker(rank: int, world_size: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size)
-    task = _task()
-    parallel = DistributedDataParallel(task)  # named, since it must outlive the backward pass to average gradients
-    losses = parallel(_share(world_size, rank))
-    losses["loss"].backward()
-    torch.save(({name: loss.detach() for name, loss in losses.items()}, _gradients(task)), f"{folder}/{rank}.pt")
+    results = {}
+    for chunk_size in CHUNKS:
+        encoder = _encoder()
+        parallel = DistributedDataParallel(encoder)  # named, since it must outlive the backward pass
+        losses = backward(parallel, _share(world_size, rank), LOSS, chunk_size)
+        results[chunk_size] = losses, _gradients(encoder)
+    torch.save(results, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
-def test_two_workers_train_like_one(tmp_path: Path) -> None:
-    run_workers(_worker, 2, str(tmp_path), count=2)
-    task = _task()
-    losses = task(_share(1, 0))
-    losses["loss"].backward()
-    expected = _gradients(task)
-    results = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
-    for name, loss in losses.items():
-        mean = (results[0][0][name] + results[1][0][name]) / 2
-        torch.testing.assert_close(mean, loss.detach(), rtol=0, atol=1e-6)
-    for _, gradients in results:
-        assert gradients.keys() == expected.keys()
-        for name, gradient in gradients.items():
-            difference = (gradient - expected[name]).norm()
-            assert difference <= 1e-6 * expected[name].norm() + 1e-12, name
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_any_number_of_workers_and_chunks_trains_like_one(world_size: int, tmp_path: Path) -> None:
+    run_workers(_worker, world_size, str(tmp_path), count=world_size)
+    encoder = _encoder()
+    losses = backward(encoder, _share(1, 0), LOSS)
+    expected = _gradients(encoder)
+    results = [torch.load(tmp_path / f"{rank}.pt") for rank in range(world_size)]
+    for chunk_size in CHUNKS:
+        for name, loss in losses.items():
+            mean = sum(result[chunk_size][0][name] for result in results) / world_size
+            torch.testing.assert_close(mean, loss, rtol=1e-10, atol=0)
+        for result in results:
+            assert_same_gradients(result[chunk_size][1], expected, 1e-10)
     assert all(gradient.any() for name, gradient in expected.items() if not name.endswith("k_proj.bias"))
+
+
+# --- gradient caching ---
+
+
+def assert_same_gradients(actual: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
+    assert actual.keys() == expected.keys()
+    largest = max(gradient.norm() for gradient in expected.values())
+    for name, gradient in actual.items():
+        # The floor is for gradients that are zero but for rounding, e.g. of biases of keys.
+        assert (gradient - expected[name]).norm() <= tolerance * (expected[name].norm() + 1e-4 * largest), name
+
+
+@pytest.mark.parametrize("chunk_size", [1, 4, 5, 12, 100])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-4)])
+def test_cached_gradients_are_the_plain_ones(chunk_size: int, dtype: torch.dtype, tolerance: float) -> None:
+    plain, cached = _encoder(dtype), _encoder(dtype)
+    losses = backward(plain, _share(1, 0), LOSS)
+    torch.testing.assert_close(backward(cached, _share(1, 0), LOSS, chunk_size), losses, rtol=tolerance, atol=0)
+    assert_same_gradients(_gradients(cached), _gradients(plain), tolerance)
+
+
+def test_caching_holds_the_activations_of_a_chunk_only() -> None:
+    def held(chunk_size: int | None) -> int:
+        """Most bytes that autograd held at once."""
+        now, most = 0, 0
+
+        class Held:
+            def __init__(self, tensor: Tensor) -> None:
+                nonlocal now, most
+                self.tensor, self.bytes = tensor, tensor.nbytes
+                now += self.bytes
+                most = max(most, now)
+
+            def __del__(self) -> None:
+                nonlocal now
+                now -= self.bytes
+
+        with torch.autograd.graph.saved_tensors_hooks(Held, lambda held: held.tensor):
+            backward(_encoder(), _share(1, 0), LOSS, chunk_size)
+        return most
+
+    assert held(2) < 0.4 * held(None)
+
+
+def test_losses_without_summaries() -> None:
+    batch = _share(1, 0)
+    without = ImageTextBatch(batch.pixels, batch.caption, None)
+    losses = backward(_encoder(), without, LOSS, chunk_size=5)
+    assert losses.keys() == {"loss", "caption_loss"}
+    torch.testing.assert_close(losses["loss"], backward(_encoder(), batch, LOSS)["caption_loss"])
