@@ -11,10 +11,11 @@ All of it is exact: equal to the whole computation up to rounding.
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import normalize, scaled_dot_product_attention
 from transformers import CLIPModel
 from transformers.masking_utils import create_causal_mask
+from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
 from longclip.tokenizer import TokenBatch
 
@@ -72,7 +73,7 @@ def encode_image(model: CLIPModel, pixel_values: Tensor) -> Tensor:
     return model.visual_projection(tower.post_layernorm(_layer_at(last, hidden, classes, causal=False)))
 
 
-def _layer_at(layer: nn.Module, hidden: Tensor, rows: Tensor, causal: bool) -> Tensor:
+def _layer_at(layer: CLIPEncoderLayer, hidden: Tensor, rows: Tensor, causal: bool) -> Tensor:
     """One row `[n, W]` of what an encoder layer makes of `hidden [n, L, W]`: for each sequence, that of `rows [n]`."""
     attention, sequences = layer.self_attn, torch.arange(len(hidden), device=hidden.device)
     normed = layer.layer_norm1(hidden)

@@ -29,5 +29,11 @@ class CheckpointError(LongClipError):
     exit_code = 4
 
 
+class TrainingError(LongClipError):
+    """Training does not converge with these settings."""
+
+    exit_code = 5
+
+
 class ImageError(DataError):
     """One image cannot be decoded. Rows that raise it are quarantined, not fatal."""

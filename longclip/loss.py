@@ -8,9 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+from torch.utils.checkpoint import checkpoint
 
 from longclip import distributed
-from longclip.pcm import Scope, primary_components
+from longclip.pcm import Scope, components
+
+MAX_LOGITS = 2**26
+"""Logits held at once in each direction (256 MiB in float32); of a larger batch they are computed again in backward."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +45,25 @@ def contrastive_loss(image_features: Tensor, text_features: Tensor, logit_scale:
     """
     rows = image_features.shape[0]
     targets = torch.arange(rows, device=image_features.device) + distributed.rank() * rows
-    per_image = logit_scale * image_features @ distributed.gather_with_gradient(text_features).T
-    per_text = logit_scale * text_features @ distributed.gather_with_gradient(image_features).T
-    losses = [cross_entropy(logits, targets, label_smoothing=smoothing) for logits in (per_image, per_text)]
-    return (losses[0] + losses[1]) / 2
+    all_images, all_texts = (distributed.gather_with_gradient(features) for features in (image_features, text_features))
+    per_image = _cross_entropy(logit_scale * image_features, all_texts, targets, smoothing)
+    per_text = _cross_entropy(logit_scale * text_features, all_images, targets, smoothing)
+    return (per_image + per_text) / 2
+
+
+def _cross_entropy(rows: Tensor, columns: Tensor, targets: Tensor, smoothing: float) -> Tensor:
+    """Mean cross-entropy of `rows @ columns.T` `[n, N]`, which is never held whole where it is large."""
+
+    def block(some: Tensor, columns: Tensor, targets: Tensor) -> Tensor:
+        return cross_entropy(some @ columns.T, targets, label_smoothing=smoothing, reduction="sum")
+
+    size = max(1, MAX_LOGITS // len(columns))
+    if len(rows) <= size:
+        return block(rows, columns, targets) / len(rows)
+    total = rows.new_zeros(())
+    for some, wanted in zip(rows.split(size), targets.split(size), strict=True):
+        total = total + checkpoint(block, some, columns, wanted, use_reentrant=False)
+    return total / len(rows)
 
 
 def long_clip_losses(
@@ -64,12 +83,19 @@ def long_clip_losses(
         config: weights and options.
 
     Returns:
-        `loss`, `caption_loss` and, with summaries, `summary_loss`: scalars.
+        Scalars: `loss`, `caption_loss` and, with summaries, `summary_loss` and the measurements `retained_variance` and
+        `pca_gap` of `pcm.Components`.
     """
     caption_loss = contrastive_loss(image_features, caption_features, logit_scale, config.label_smoothing)
     if summary_features is None:
         return {"loss": caption_loss, "caption_loss": caption_loss}
-    primary = primary_components(image_features, config.pca_dim, config.pca_scope)
-    summary_loss = contrastive_loss(primary, summary_features, logit_scale, config.label_smoothing)
+    primary = components(image_features, config.pca_dim, config.pca_scope)
+    summary_loss = contrastive_loss(primary.features, summary_features, logit_scale, config.label_smoothing)
     loss = caption_loss + config.summary_loss_weight * summary_loss
-    return {"loss": loss, "caption_loss": caption_loss, "summary_loss": summary_loss}
+    return {
+        "loss": loss,
+        "caption_loss": caption_loss,
+        "summary_loss": summary_loss,
+        "retained_variance": primary.retained_variance,
+        "pca_gap": primary.gap,
+    }

@@ -93,7 +93,7 @@ def backward(
         bf16: run the towers in bfloat16. Losses and principal components are in float32 in any case.
 
     Returns:
-        `loss`, `caption_loss` and, with summaries, `summary_loss`: scalars of this worker, detached.
+        What `long_clip_losses` returns: scalars of this worker, detached.
     """
     tokens = batch.caption if batch.summary is None else concatenate([batch.caption, batch.summary])
     parts = divide(batch.pixels, tokens, chunk_size or len(batch))

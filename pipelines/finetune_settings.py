@@ -1,6 +1,6 @@
 """Settings of `finetune.py`, and the model they start from."""
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
@@ -88,10 +88,22 @@ class Loss(Settings):
     """Rows the components are taken of: the global batch, or each worker's own (as the official code)."""
     label_smoothing: float = Field(0.1, ge=0, lt=1)
     """Label smoothing of both losses."""
+    allow_small_batch: bool = False
+    """Accept batches of at most pca_dim + 1 rows, of which principal components leave nothing out: PCM does nothing."""
 
     def config(self) -> LossConfig:
         """The same for the library."""
-        return LossConfig(**self.model_dump())
+        return LossConfig(**self.model_dump(exclude={"allow_small_batch"}))
+
+
+RECIPES: dict[str, dict[str, dict[str, Any]]] = {
+    "tuned": {},
+    "paper": {
+        "loss": {"summary_loss_weight": 1.0, "pca_scope": "local"},
+        "optim": {"learning_rate": 1e-6, "epochs": 6, "logit_scale": 100.0},
+    },
+}
+"""Where a recipe differs from the defaults."""
 
 
 class Optim(Settings):
@@ -107,8 +119,13 @@ class Optim(Settings):
     """Passes over the data."""
     per_worker_batch_size: PositiveInt = 128
     """Pairs per worker and step. Negatives come from all workers: the global batch is this times the workers."""
+    chunk_size: PositiveInt | None = None
+    """Gradient caching: so many of a worker's pairs are held with their activations, which makes large batches fit for
+    one more forward pass. Empty: all of them."""
     max_grad_norm: PositiveFloat = 1.0
     """Gradients are clipped to this norm."""
+    max_skipped_steps: int = Field(20, ge=0)
+    """Steps whose gradient is not finite are skipped and counted; with more of them the run stops."""
     logit_scale: PositiveFloat | None = None
     """Temperature (exponentiated) to start from; empty keeps the base's. The official recipe restarts at 100."""
 
@@ -129,6 +146,9 @@ class Workers(Settings):
 class FinetuneSettings(Settings):
     """Everything that defines a run."""
 
+    recipe: Literal["tuned", "paper"] = "tuned"
+    """Defaults: what later studies found better (tuned), or the official code's values (paper: components of each
+    worker's own batch, unweighted losses, learning rate 1e-6, 6 epochs, temperature restarted at 100)."""
     data: Data
     columns: Columns = Columns()
     model: Model = Model()
@@ -147,6 +167,16 @@ class FinetuneSettings(Settings):
     seed: int = 0
     """Seed of initial weights and of the data's order."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _apply_recipe(cls, values: Any) -> Any:
+        """What is set explicitly beats the recipe."""
+        if not isinstance(values, dict):
+            return values
+        recipe = RECIPES.get(str(values.get("recipe")), {})
+        groups = {name: group | values[name] for name, group in recipe.items() if isinstance(values.get(name), dict)}
+        return recipe | values | groups
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         if (self.model.base is None) == (self.model.architecture is None):
@@ -154,11 +184,12 @@ class FinetuneSettings(Settings):
                 "give exactly one of model.base (a CLIP to start from) and model.architecture (start untrained);"
                 " e.g. --set model.base=openai/clip-vit-base-patch16"
             )
-        if self.uses_summaries and self.pca_rows <= self.loss.pca_dim + 1:
+        small = self.pca_rows <= self.loss.pca_dim + 1
+        if self.uses_summaries and small and not self.loss.allow_small_batch:
             raise ValueError(
                 f"summary loss does nothing with loss.pca_dim={self.loss.pca_dim} on {self.pca_rows} rows: it needs"
                 f" more than pca_dim + 1 = {self.loss.pca_dim + 1}; raise optim.per_worker_batch_size, lower"
-                " loss.pca_dim or set loss.summary_loss_weight=0"
+                " loss.pca_dim, set loss.summary_loss_weight=0 or accept it with loss.allow_small_batch=true"
             )
         architecture = self.model.architecture
         if architecture and architecture.image_size % architecture.patch_size:

@@ -15,8 +15,15 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from longclip.checkpoint import save_checkpoint
 from longclip.distributed import sum_over_workers, world_size
-from longclip.errors import DataError
-from longclip.task import ImageTextBatch, LongClipTask, clamp_logit_scale, learning_rate_factor, parameter_groups
+from longclip.errors import DataError, TrainingError
+from longclip.task import (
+    ImageTextBatch,
+    PairEncoder,
+    backward,
+    clamp_logit_scale,
+    learning_rate_factor,
+    parameter_groups,
+)
 from longclip.tokenizer import TokenBatch
 from pipelines.finetune_settings import FinetuneSettings, initial_checkpoint
 
@@ -82,8 +89,12 @@ class TrainingRun:
     def __init__(self, settings: FinetuneSettings, total_steps: int) -> None:
         self.settings, self.total_steps = settings, total_steps
         self.checkpoint = initial_checkpoint(settings)
-        task = LongClipTask(self.checkpoint.model, self.checkpoint.transform, settings.loss.config())
-        self.task: torch.nn.Module = ray.train.torch.prepare_model(task.train())
+        self.loss = settings.loss.config()
+        # CLIP's only buffers are position numbers: there is nothing to keep alike between workers.
+        self.encoder: torch.nn.Module = ray.train.torch.prepare_model(
+            PairEncoder(self.checkpoint.model, self.checkpoint.transform).train(),
+            parallel_strategy_kwargs={"broadcast_buffers": False},
+        )
         self.device = ray.train.torch.get_device()
         optim = settings.optim
         groups = parameter_groups(self.checkpoint.model, optim.weight_decay)
@@ -92,23 +103,35 @@ class TrainingRun:
             self.optimizer, lambda step: learning_rate_factor(step, optim.warmup_steps, total_steps)
         )
         self.step = 0
+        self.skipped_steps = 0
         self.losses: dict[str, Tensor] = {}
+        self.gradient_norm = torch.tensor(0.0)
         self.since_report = (0, 0, time.monotonic())
 
     def train_step(self, batch: ImageTextBatch) -> None:
-        """One update of the parameters."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.workers.bf16):
-            losses = self.task(batch)
+        """One update of the parameters; none if the gradient is not finite, the same decision on all workers."""
+        optim = self.settings.optim
         self.optimizer.zero_grad(set_to_none=True)
-        losses["loss"].backward()
-        torch.nn.utils.clip_grad_norm_(self.task.parameters(), self.settings.optim.max_grad_norm)
-        self.optimizer.step()
+        self.losses = backward(self.encoder, batch, self.loss, optim.chunk_size, self.settings.workers.bf16)
+        self.gradient_norm = torch.nn.utils.clip_grad_norm_(self.encoder.parameters(), optim.max_grad_norm)
+        if self.gradient_norm.isfinite():
+            self.optimizer.step()
+            clamp_logit_scale(self.checkpoint.model)
+        else:
+            self._skip()
         self.schedule.step()
-        clamp_logit_scale(self.checkpoint.model)
         self.step += 1
-        self.losses = {name: loss.detach() for name, loss in losses.items()}
         pairs, tokens, since = self.since_report
         self.since_report = (pairs + len(batch), tokens + int(batch.caption.lengths.sum()), since)
+
+    def _skip(self) -> None:
+        self.skipped_steps += 1
+        if self.skipped_steps > self.settings.optim.max_skipped_steps:
+            raise TrainingError(
+                f"the gradient was not finite in {self.skipped_steps} of {self.step + 1} steps, more than"
+                f" optim.max_skipped_steps={self.settings.optim.max_skipped_steps}; lower optim.learning_rate"
+                f" ({self.settings.optim.learning_rate}), lengthen optim.warmup_steps or set workers.bf16=false"
+            )
 
     def report(self, save: bool) -> None:
         """Report averaged losses and speed to Ray Train, with a checkpoint if `save`. All workers call it alike."""
@@ -122,6 +145,8 @@ class TrainingRun:
             "total_steps": self.total_steps,
             "learning_rate": float(self.schedule.get_last_lr()[0]),
             "logit_scale": float(self.checkpoint.model.logit_scale.detach().exp()),
+            "gradient_norm": float(self.gradient_norm),
+            "skipped_steps": self.skipped_steps,
             "batch_seconds": seconds * self.settings.optim.per_worker_batch_size / max(1, pairs),
             "pairs_per_second": pairs * world_size() / seconds,
             "caption_tokens_per_second": tokens * world_size() / seconds,
@@ -145,7 +170,7 @@ class TrainingRun:
         self.checkpoint.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
-        self.step = state["step"]
+        self.step, self.skipped_steps = state["step"], state["skipped_steps"]
 
     def _save(self, directory: Path) -> None:
         metadata = {"settings": self.settings.model_dump(mode="json"), "step": self.step}
@@ -155,5 +180,6 @@ class TrainingRun:
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "step": self.step,
+            "skipped_steps": self.skipped_steps,
         }
         torch.save(state, directory / STATE_FILE)

@@ -104,7 +104,7 @@ def test_weights_and_names_of_losses() -> None:
     images, captions, summaries = (normalize(torch.randn(20, 16, generator=draw), dim=1) for _ in range(3))
     scale = torch.tensor(10.0)
     losses = long_clip_losses(images, captions, summaries, scale, LossConfig(summary_loss_weight=0.3, pca_dim=4))
-    assert losses.keys() == {"loss", "caption_loss", "summary_loss"}
+    assert losses.keys() == {"loss", "caption_loss", "summary_loss", "retained_variance", "pca_gap"}
     torch.testing.assert_close(losses["loss"], losses["caption_loss"] + 0.3 * losses["summary_loss"])
     # Not renormalised: the reconstruction goes into the logits as it is, as in the official code.
     logits = scale * primary_components(images, 4) @ summaries.T
@@ -114,6 +114,32 @@ def test_weights_and_names_of_losses() -> None:
     without = long_clip_losses(images, captions, None, scale, LossConfig())
     assert without.keys() == {"loss", "caption_loss"}
     torch.testing.assert_close(without["loss"], losses["caption_loss"])
+
+
+def test_large_batches_never_hold_all_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = torch.Generator().manual_seed(0)
+    features = [normalize(torch.randn(50, 6, generator=draw, dtype=torch.float64), dim=1) for _ in range(2)]
+    scale = torch.tensor(7.0, dtype=torch.float64)
+
+    def measured() -> tuple[list[Tensor], int]:
+        leaves = [*(tensor.clone().requires_grad_() for tensor in features), scale.clone().requires_grad_()]
+        largest = 0
+
+        def note(tensor: Tensor) -> Tensor:
+            nonlocal largest
+            largest = max(largest, tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            loss = contrastive_loss(leaves[0], leaves[1], leaves[2], 0.1)
+        return [loss, *torch.autograd.grad(loss, leaves)], largest
+
+    whole, held = measured()
+    monkeypatch.setattr("longclip.loss.MAX_LOGITS", 7 * 50)
+    in_blocks, held_in_blocks = measured()
+    torch.testing.assert_close(in_blocks, whole, rtol=1e-12, atol=1e-14)
+    assert held == 50 * 50
+    assert held_in_blocks <= 7 * 50
 
 
 def test_learning_rate_schedule() -> None:

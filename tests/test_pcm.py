@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from longclip.pcm import primary_components, retained_variance
+from longclip.pcm import components, primary_components
 
 
 def random_features(rows: int, width: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -94,12 +94,14 @@ def test_identity_where_nothing_can_be_left_out(rows: int) -> None:
     assert not torch.equal(primary_components(random_features(10, 20), 8), random_features(10, 20))
 
 
-def test_retained_variance() -> None:
+def test_what_is_retained_and_the_gap_behind_it() -> None:
     features = random_features(40, 12)
     values = torch.linalg.svdvals(features - features.mean(0)).square()
-    assert retained_variance(features, 3).item() == pytest.approx((values[:3].sum() / values.sum()).item(), abs=1e-6)
-    assert retained_variance(features, 12).item() == pytest.approx(1.0)
-    assert retained_variance(torch.ones(5, 4)).item() == 0.0
+    found = components(features, 3)
+    assert found.retained_variance.item() == pytest.approx((values[:3].sum() / values.sum()).item(), abs=1e-12)
+    assert found.gap.item() == pytest.approx(((values[2] - values[3]) / values[0]).item(), abs=1e-12)
+    for whole in (components(features, 12), components(torch.ones(5, 4), 2)):
+        assert (whole.retained_variance.item(), whole.gap.item()) == (1.0, 1.0)
 
 
 # --- degenerate batches ---
@@ -137,7 +139,7 @@ def test_degenerate_batches_are_finite(name: str) -> None:
     reconstruction = primary_components(features, k)
     assert reconstruction.isfinite().all()
     assert gradient_of(lambda x: primary_components(x, k), features, upstream).isfinite().all()
-    assert retained_variance(features, k).isfinite()
+    assert all(value.isfinite().all() for value in components(features, k))
     spectrum = torch.linalg.matrix_rank((features - features.mean(0)).double(), rtol=1e-5)
     if spectrum <= k:
         torch.testing.assert_close(reconstruction, features)
@@ -183,10 +185,10 @@ def run_workers(function: Callable[..., None], *arguments: Any, count: int) -> N
 
 def _measure(features: Tensor, upstream: Tensor, scope: Any) -> dict[str, Tensor]:
     features = features.clone().requires_grad_()
-    reconstruction = primary_components(features, K, scope)
-    reconstruction.backward(upstream)
+    found = components(features, K, scope)
+    found.features.backward(upstream)
     assert features.grad is not None
-    return {"value": reconstruction.detach(), "gradient": features.grad, "retained": retained_variance(features, K)}
+    return {"value": found.features.detach(), "gradient": features.grad, "retained": found.retained_variance}
 
 
 def _upstream() -> Tensor:

@@ -105,3 +105,22 @@ def test_relative_paths_inside_a_submitted_job_are_refused(tmp_path: Path, monke
 def test_finetune_refuses_settings_that_contradict_each_other(settings: dict, expected: str) -> None:
     with pytest.raises(ValueError, match=expected):
         FinetuneSettings.model_validate({"data": {"train": "x"}} | settings)
+
+
+def test_a_recipe_gives_defaults_that_settings_beat() -> None:
+    common = {"data": {"train": "x"}, "model": {"base": "a"}, "optim": {"per_worker_batch_size": 64, "epochs": 2}}
+    paper = FinetuneSettings.model_validate(common | {"recipe": "paper"})
+    assert (paper.loss.summary_loss_weight, paper.loss.pca_scope, paper.optim.learning_rate) == (1.0, "local", 1e-6)
+    assert (paper.optim.logit_scale, paper.optim.epochs) == (100.0, 2)
+    tuned = FinetuneSettings.model_validate(common)
+    assert tuned.recipe == "tuned"
+    assert (tuned.loss.summary_loss_weight, tuned.loss.pca_scope, tuned.optim.learning_rate) == (0.1, "global", 1e-5)
+    assert FinetuneSettings.model_validate(paper.model_dump()) == paper
+    with pytest.raises(ValueError, match="'tuned' or 'paper'"):
+        FinetuneSettings.model_validate(common | {"recipe": "papper"})
+
+
+def test_a_batch_that_is_too_small_for_principal_components_can_be_accepted() -> None:
+    settings = {"data": {"train": "x"}, "model": {"base": "a"}, "optim": {"per_worker_batch_size": 16}}
+    accepted = FinetuneSettings.model_validate(settings | {"loss": {"allow_small_batch": True}})
+    assert accepted.pca_rows <= accepted.loss.pca_dim + 1
