@@ -45,7 +45,7 @@ def train_loop(config: dict[str, Any]) -> None:
     run.resume()
     while run.step < total_steps:
         before = run.step
-        for batch in _batches(settings, seed=settings.seed + run.step):
+        for batch in run.speed.waiting(_batches(settings, seed=settings.seed + run.step)):
             run.train_step(batch)
             done = run.step >= total_steps
             save = done or run.step % settings.checkpoint_every_steps == 0
@@ -83,6 +83,42 @@ def draw_texts(columns: dict[str, Tensor], name: str, seed: int) -> TokenBatch:
     return TokenBatch(ids, lengths, full)
 
 
+class Speed:
+    """What a worker has done since its last report."""
+
+    def __init__(self) -> None:
+        self.start_again()
+
+    def start_again(self) -> None:
+        """Forget what was counted."""
+        self.pairs, self.tokens, self.waited, self.since = 0, 0, 0.0, time.monotonic()
+
+    def waiting(self, batches: Iterator[ImageTextBatch]) -> Iterator[ImageTextBatch]:
+        """The batches; the time until each of them comes is counted."""
+        while True:
+            before = time.monotonic()
+            batch = next(batches, None)
+            self.waited += time.monotonic() - before
+            if batch is None:
+                return
+            yield batch
+
+    def count(self, batch: ImageTextBatch) -> None:
+        """Count a batch that was trained on."""
+        self.pairs += len(batch)
+        self.tokens += sum(int(tokens.lengths.sum()) for tokens in (batch.caption, batch.summary) if tokens is not None)
+
+    def metrics(self, workers: int, batch_size: int) -> dict[str, float]:
+        """Pairs and tokens a second of all workers, if all are as fast as this one; the share of time without data."""
+        seconds = time.monotonic() - self.since
+        return {
+            "batch_seconds": seconds * batch_size / max(1, self.pairs),
+            "pairs_per_second": self.pairs * workers / seconds,
+            "tokens_per_second": self.tokens * workers / seconds,
+            "data_wait_share": self.waited / seconds,
+        }
+
+
 class TrainingRun:
     """Model, optimizer and schedule of one worker, and the step they have reached."""
 
@@ -106,7 +142,7 @@ class TrainingRun:
         self.skipped_steps = 0
         self.losses: dict[str, Tensor] = {}
         self.gradient_norm = torch.tensor(0.0)
-        self.since_report = (0, 0, time.monotonic())
+        self.speed = Speed()
 
     def train_step(self, batch: ImageTextBatch) -> None:
         """One update of the parameters; none if the gradient is not finite, the same decision on all workers."""
@@ -121,8 +157,7 @@ class TrainingRun:
             self._skip()
         self.schedule.step()
         self.step += 1
-        pairs, tokens, since = self.since_report
-        self.since_report = (pairs + len(batch), tokens + int(batch.caption.lengths.sum()), since)
+        self.speed.count(batch)
 
     def _skip(self) -> None:
         self.skipped_steps += 1
@@ -135,8 +170,6 @@ class TrainingRun:
 
     def report(self, save: bool) -> None:
         """Report averaged losses and speed to Ray Train, with a checkpoint if `save`. All workers call it alike."""
-        pairs, tokens, since = self.since_report
-        seconds = time.monotonic() - since
         metrics: dict[str, float] = {
             name: (sum_over_workers(loss) / world_size()).item() for name, loss in self.losses.items()
         }
@@ -147,9 +180,7 @@ class TrainingRun:
             "logit_scale": float(self.checkpoint.model.logit_scale.detach().exp()),
             "gradient_norm": float(self.gradient_norm),
             "skipped_steps": self.skipped_steps,
-            "batch_seconds": seconds * self.settings.optim.per_worker_batch_size / max(1, pairs),
-            "pairs_per_second": pairs * world_size() / seconds,
-            "caption_tokens_per_second": tokens * world_size() / seconds,
+            **self.speed.metrics(world_size(), self.settings.optim.per_worker_batch_size),
         }
         if save and ray.train.get_context().get_world_rank() == 0:
             with tempfile.TemporaryDirectory() as directory:
@@ -158,7 +189,7 @@ class TrainingRun:
                 ray.train.report(metrics, checkpoint=checkpoint, checkpoint_dir_name=f"step_{self.step:07d}")
         else:
             ray.train.report(metrics, checkpoint_dir_name=f"step_{self.step:07d}" if save else None)
-        self.since_report = (0, 0, time.monotonic())
+        self.speed.start_again()
 
     def resume(self) -> None:
         """Go on from the last checkpoint of a broken run with the same settings, if there is one."""

@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import CLIPConfig, CLIPModel
 
 from longclip.checkpoint import Checkpoint
-from longclip.encode import encode_image, encode_text, unit
+from longclip.encode import encode_image, encode_text, text_micro_batches, unit
 from longclip.tokenizer import TokenBatch, tokenize
 
 
@@ -128,3 +130,53 @@ def test_unit_length_in_float32_or_better(dtype: torch.dtype) -> None:
     scaled = unit(torch.randn(4, 8).to(dtype) * 100)
     assert scaled.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     torch.testing.assert_close(scaled.norm(dim=1), torch.ones(4, dtype=scaled.dtype))
+
+
+# --- counted work, on models of published sizes that hold no numbers ---
+
+
+def sharegpt4v_like(rows: int) -> TokenBatch:
+    """Captions and summaries of one batch, with the lengths of ShareGPT4V's: 180 +- 38 and about 21 tokens."""
+    draw = torch.Generator().manual_seed(0)
+    captions = (torch.randn(rows, generator=draw) * 38 + 180).round().long().clamp(40, 248)
+    summaries = (torch.randn(rows, 6, generator=draw).square().sum(1) * 3.2 + 2).round().long().clamp(4, 248)
+    lengths = torch.cat([captions, summaries])
+    return TokenBatch(torch.ones(2 * rows, int(lengths.max()), dtype=torch.int64), lengths, lengths)
+
+
+def test_nearly_all_computed_tokens_are_real() -> None:
+    tokens = sharegpt4v_like(256)
+    computed = sum(len(rows) * int(tokens.lengths[rows].max()) for rows in text_micro_batches(tokens))
+    assert int(tokens.lengths.sum()) / computed >= 0.93
+
+
+@pytest.mark.parametrize(
+    ("patch", "width", "layers", "text_width", "least"),
+    [(32, 768, 12, 512, 2.0), (16, 768, 12, 512, 1.5), (14, 1024, 24, 768, 1.28)],
+    ids=["B/32", "B/16", "L/14"],
+)
+def test_operations_against_padding_to_248(patch: int, width: int, layers: int, text_width: int, least: float) -> None:
+    tower = {"hidden_size": text_width, "intermediate_size": 4 * text_width, "num_attention_heads": text_width // 64}
+    config = CLIPConfig(
+        text_config={**tower, "max_position_embeddings": 248, "eos_token_id": 49407},
+        vision_config={
+            "hidden_size": width,
+            "intermediate_size": 4 * width,
+            "num_hidden_layers": layers,
+            "num_attention_heads": width // 64,
+            "patch_size": patch,
+        },
+        projection_dim=text_width,
+    )
+    rows = 256
+    with torch.device("meta"):
+        model = CLIPModel(config)
+        pixel_values = torch.empty(rows, 3, 224, 224)
+        padded = torch.ones(2 * rows, 248, dtype=torch.int64)
+    with FlopCounterMode(display=False) as padding:
+        model.get_image_features(pixel_values=pixel_values)
+        model.get_text_features(input_ids=padded)
+    with FlopCounterMode(display=False) as ours:
+        encode_image(model, pixel_values)
+        encode_text(model, sharegpt4v_like(rows))
+    assert padding.get_total_flops() / ours.get_total_flops() >= least

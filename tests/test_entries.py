@@ -12,9 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 import transformers
+from mlflow.tracking import MlflowClient
 
 from longclip.checkpoint import load_checkpoint, new_model, save_checkpoint
-from longclip.errors import ConfigError, DataError
+from longclip.errors import ConfigError, DataError, TrainingError
 from pipelines import benchmark, embed, finetune, register, sample_data, summarize
 from pipelines.entry import run_entry, user_error
 from tests.conftest import ROOT, picture, tiny_config
@@ -201,6 +202,30 @@ def test_benchmark_counts_any_of_an_images_captions(
     results = json.loads((tmp_path / "bench" / "results.json").read_text())["results"]
     assert results["first"] == results["second"], "the same model must measure the same"
     assert results["first"]["captions/image_to_text/recall@10"] >= results["first"]["captions/image_to_text/recall@1"]
+
+
+def test_a_run_whose_gradients_are_not_finite_ends_with_what_to_change(
+    run: Callable[..., tuple[int, str, str]],
+    ray_cluster: None,
+    tmp_path: Path,
+    base_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    rows = write_rows(tmp_path / "rows.parquet", rows=64)
+    settings = [f"data.train={rows}", f"model.base={base_dir}", f"output={tmp_path}/run", "workers.count=1"]
+    optim = ["optim.per_worker_batch_size=8", "optim.chunk_size=4", "loss.allow_small_batch=true"]
+    hopeless = ["optim.learning_rate=1e30", "optim.warmup_steps=0", "optim.max_skipped_steps=1", "log_every_steps=1"]
+    code, out, err = run("finetune", *settings, *optim, *hopeless)
+    assert code == TrainingError.exit_code
+    assert "the gradient was not finite in 2 of 3 steps, more than optim.max_skipped_steps=1; lower optim." in err
+    assert "step 1/8: loss" in out
+    (experiment,) = MlflowClient().search_experiments(filter_string="name = 'longclip'")
+    (tracked,) = MlflowClient().search_runs([experiment.experiment_id])
+    assert tracked.info.status == "FAILED"
+    # Every row is a component of so small a batch.
+    assert {"retained_variance", "pca_gap", "data_wait_share", "tokens_per_second"} <= tracked.data.metrics.keys()
+    assert (tracked.data.metrics["retained_variance"], tracked.data.metrics["skipped_steps"]) == (1.0, 1.0)
 
 
 @pytest.mark.slow

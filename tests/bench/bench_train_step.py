@@ -126,8 +126,8 @@ class Contenders:
             pixel_values = self.transform.normalize(self.pixels)
             image = self.model.get_image_features(pixel_values=pixel_values).pooler_output
             caption, summary = (self.model.get_text_features(input_ids=ids).pooler_output for ids in self.padded)
-        features = [normalize(tensor.float(), dim=1) for tensor in (image, caption, summary)]
-        loss = official_losses(*features, self.model.logit_scale.exp(), self.loss)
+        image, caption, summary = (normalize(tensor.float(), dim=1) for tensor in (image, caption, summary))
+        loss = official_losses(image, caption, summary, self.model.logit_scale.exp(), self.loss)
         loss.backward()
         return loss.detach()
 
