@@ -1,13 +1,13 @@
 """Memory and time of one training step, plain and with gradient caching, on the same batch.
 
 Rivals are the two ways of `longclip.task.backward`: `plain` holds the activations of the whole batch, `cached` those of
-32 pairs. Each runs in a process of its own; memory is what the process holds at most, less what it held before the step.
+32 pairs. Each runs in a process of its own; memory is what the process holds at most, less what it held before.
 The gradients must agree to 1e-5 (float32, all parameters together), else exit code 1.
 
     python tests/bench/bench_gradcache.py [--quick]
 
-The last line is JSON; `ratio` is plain's memory over cached's and `time_ratio` cached's time over plain's, at a batch that
-both can do; `largest` is one that is cached only. Linux.
+The last line is JSON; `ratio` is plain's memory over cached's and `time_ratio` cached's time over plain's, at a batch
+that both can do; `largest` is one that is cached only. Linux.
 """
 
 import multiprocessing
@@ -40,7 +40,7 @@ def step(batch_size: int, chunk_size: int | None, result: str) -> None:
     text = {**tower, "max_position_embeddings": LENGTH, "vocab_size": 49408, "eos_token_id": 49407}
     model = CLIPModel(CLIPConfig(text_config=text, vision_config={**tower, "patch_size": 16}, projection_dim=128))
     encoder = PairEncoder(model.train(), ImageTransform(224))
-    loss = LossConfig()
+    loss = LossConfig(pca_dim=16)
     backward(encoder, batch_of(4), loss)  # what a first step sets up is no part of the comparison
     model.zero_grad()
     batch = batch_of(batch_size)
