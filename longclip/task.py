@@ -27,6 +27,10 @@ from longclip.images import ImageTransform
 from longclip.loss import LossConfig, long_clip_losses
 from longclip.tokenizer import TokenBatch, concatenate
 
+LEAST_MICRO_BATCH, MICRO_BATCHES = 4, 16
+"""Small batches of texts are sorted into so many micro-batches, if that leaves so many texts in each: with fewer ones,
+much would be padding; with smaller ones, kernels would wait for work."""
+
 MAX_LOGIT_SCALE = math.log(100.0)
 
 
@@ -120,7 +124,8 @@ def backward(
 def divide(pixels: Tensor, tokens: TokenBatch, chunk_size: int) -> list[Part]:
     """Parts of at most `chunk_size` images. Micro-batches are dealt out in turn: all parts get long and short texts."""
     images = pixels.split(chunk_size)
-    micro_batches = text_micro_batches(tokens, min(TEXT_MICRO_BATCH, chunk_size))
+    size = min(max(LEAST_MICRO_BATCH, len(tokens) // MICRO_BATCHES), TEXT_MICRO_BATCH, chunk_size)
+    micro_batches = text_micro_batches(tokens, size)
     return [Part(chunk, micro_batches[number :: len(images)]) for number, chunk in enumerate(images)]
 
 

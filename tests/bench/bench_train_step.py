@@ -30,10 +30,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPConfig, CLIPModel
 
 from harness import alternating, arguments, report
-from longclip.encode import text_micro_batches
 from longclip.images import ImageTransform
 from longclip.loss import LossConfig
-from longclip.task import ImageTextBatch, PairEncoder, backward
+from longclip.task import ImageTextBatch, PairEncoder, backward, divide
 from longclip.tokenizer import TokenBatch, concatenate
 
 LENGTH = 248
@@ -197,7 +196,8 @@ def main() -> None:
     seconds = alternating(runs, 3 if options.quick else 5, clock)
     assert batch.summary is not None
     both = concatenate([batch.caption, batch.summary])
-    computed = sum(len(rows) * int(both.lengths[rows].max()) for rows in text_micro_batches(both))
+    (part,) = divide(batch.pixels, both, len(batch))
+    computed = sum(len(rows) * int(both.lengths[rows].max()) for rows in part.micro_batches)
     figures = {}
     if options.device == "cuda":
         useful = flops["ours"]
