@@ -1,7 +1,8 @@
 """Memory and time of one training step, plain and with gradient caching, on the same batch.
 
 Rivals are the two ways of `longclip.task.backward`: `plain` holds the activations of the whole batch, `cached` those of
-32 pairs. Each runs in a process of its own; memory is what the process holds at most, less what it held before.
+32 pairs. Each runs in a process of its own, with one thread; memory is what the process holds at most, less what it
+held before, and time is CPU time.
 The gradients must agree to 1e-5 (float32, all parameters together), else exit code 1.
 
     python tests/bench/bench_gradcache.py [--quick]
@@ -36,6 +37,7 @@ def memory(field: str) -> float:
 def step(batch_size: int, chunk_size: int | None, result: str) -> None:
     """One step of a small CLIP (4 + 4 layers, width 192, images of 224); its figures and gradients go to a file."""
     tower = {"hidden_size": 192, "intermediate_size": 768, "num_hidden_layers": 4, "num_attention_heads": 3}
+    torch.set_num_threads(1)
     torch.manual_seed(0)
     text = {**tower, "max_position_embeddings": LENGTH, "vocab_size": 49408, "eos_token_id": 49407}
     model = CLIPModel(CLIPConfig(text_config=text, vision_config={**tower, "patch_size": 16}, projection_dim=128))
@@ -45,9 +47,9 @@ def step(batch_size: int, chunk_size: int | None, result: str) -> None:
     model.zero_grad()
     batch = batch_of(batch_size)
     Path("/proc/self/clear_refs").write_text("5")  # forgets the peak
-    before, start = memory("VmRSS"), time.perf_counter()
+    before, start = memory("VmRSS"), time.process_time()
     backward(encoder, batch, loss, chunk_size)
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     held = memory("VmHWM") - before
     gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
     torch.save({"seconds": seconds, "megabytes": held, "gradient": gradient}, result)
