@@ -18,8 +18,9 @@ from pipelines.settings import Settings, storage_path
 
 READ_SECONDS, CONNECT_SECONDS = 60, 10
 S3 = ("s3", "s3a")
-ATTEMPTS = 10
-"""Tries of one request; with exponential pauses of up to 20 s they outlast the restart of a server."""
+RETRIES = 9
+"""Of one request. Their random pauses double, to 256 s in the mean together, so that no request of hundreds gives up
+within the half minute that a server takes to come back."""
 
 
 class Storage(Settings):
@@ -32,12 +33,14 @@ class Storage(Settings):
     anonymous: bool = False
     """Read public buckets without credentials."""
 
-    def options(self, protocol: str, attempts: int = ATTEMPTS) -> dict[str, Any]:
+    def options(self, protocol: str, retries: int = RETRIES) -> dict[str, Any]:
         """Options of the fsspec filesystem of a protocol; only S3 takes any."""
         if protocol not in S3:
             return {}
         config: dict[str, Any] = {
-            "retries": {"max_attempts": attempts, "mode": "standard"},
+            # Not botocore's newer "standard" mode: it stops retrying when a client's requests have failed a hundred
+            # times together, which tens of concurrent reads do in the first seconds of an outage.
+            "retries": {"max_attempts": retries, "mode": "legacy"},
             "connect_timeout": CONNECT_SECONDS,
             "read_timeout": READ_SECONDS,
         }
@@ -81,7 +84,7 @@ def existing_path(field: str, value: str, storage: Storage) -> UPath:
             a running job: at the start, a server that does not answer is more likely a wrong address.
     """
     path = open_path(field, value, storage)
-    impatient = UPath(str(path), **storage.options(path.protocol, attempts=2))
+    impatient = UPath(str(path), **storage.options(path.protocol, retries=1))
     with explained(field, value):
         if not impatient.exists():
             bucket = impatient.path.split("/")[0]

@@ -24,6 +24,8 @@ pytestmark = pytest.mark.slow
 
 ROWS, ROWS_PER_PIECE = 600, 30
 BUCKET = "jobs"
+OUTAGE_SECONDS = 10
+"""Long enough for the tens of concurrent requests of a unit to fail several times each."""
 Run = Callable[..., str]
 
 
@@ -143,7 +145,7 @@ def test_a_server_that_is_killed_and_started_again_mid_job(
 
     def die_and_return() -> None:
         s3_server.kill()
-        time.sleep(3)
+        time.sleep(OUTAGE_SECONDS)
         s3_server.start()
 
     s3_proxy.on_request = kill_once
