@@ -22,11 +22,15 @@ help:
 install: $(ENVIRONMENT)
 
 # torch comes first and by itself: where a CPU build of that version is at hand, nothing else may pull another one.
+# open_clip comes last and beside the environment: a torchvision that is not built for this torch breaks transformers,
+# which imports it where it finds it. Only tests of exported models use that folder.
 $(ENVIRONMENT): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("error: Python 3.11 or newer is needed") if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps --upgrade \
+		--target $(VENV)/open_clip open_clip_torch timm torchvision ftfy
 	touch $@
 
 demo: install

@@ -102,6 +102,9 @@ def save_checkpoint(checkpoint: Checkpoint, directory: str | Path, metadata: Map
         directory: final place; an earlier checkpoint there is replaced.
         metadata: JSON-serialisable facts about the origin, kept in the manifest.
     """
+    config = checkpoint.model.config
+    # Read by the classes of one tower, such as CLIPTextModelWithProjection, which do not see the whole config.
+    config.text_config.projection_dim = config.vision_config.projection_dim = config.projection_dim
     with whole_directory(directory) as aside:
         checkpoint.model.save_pretrained(aside)
         checkpoint.tokenizer.model_max_length = checkpoint.context_length
@@ -111,7 +114,7 @@ def save_checkpoint(checkpoint: Checkpoint, directory: str | Path, metadata: Map
         manifest = {
             "manifest_version": MANIFEST_VERSION,
             "context_length": checkpoint.context_length,
-            "embedding_dim": checkpoint.model.config.projection_dim,
+            "embedding_dim": config.projection_dim,
             "metadata": dict(metadata),
             "sha256": {file.name: file_sha256(file) for file in sorted(aside.iterdir())},
         }

@@ -17,13 +17,14 @@ from typing import Any
 
 import torch
 from transformers import CLIPConfig, CLIPModel
-from transformers.utils import logging as transformers_logging
 
 from longclip.checkpoint import MANIFEST, Checkpoint, load_checkpoint, save_checkpoint
-from longclip.errors import CheckpointError, ConfigError, LongClipError
+from longclip.command_line import run_command
+from longclip.errors import CheckpointError, ConfigError
 from longclip.files import file_sha256
 from longclip.images import CLIP_MEAN, CLIP_STD, ImageTransform
 from longclip.state_dicts import (
+    ACTIVATIONS,
     ModelHints,
     StateDict,
     bare_names,
@@ -37,7 +38,6 @@ from longclip.tokenizer import build_tokenizer
 from longclip.weight_files import read_tensors
 
 ORIGINAL_POSITIONS = 77
-ACTIVATIONS = ("quick_gelu", "gelu")
 
 _OPEN_CLIP_CONFIG = "open_clip_config.json"
 _OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
@@ -253,16 +253,7 @@ def _build_model(state: StateDict, config: CLIPConfig) -> CLIPModel:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     options = _parser().parse_args(arguments)
-    transformers_logging.disable_progress_bar()
-    try:
-        print(_run(options))
-    except LongClipError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except OSError as error:  # unreadable source, full disk, no permission
-        print(f"error: {error}", file=sys.stderr)
-        return LongClipError.exit_code
-    return 0
+    return run_command(lambda: _run(options))
 
 
 def _run(options: argparse.Namespace) -> str:

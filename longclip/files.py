@@ -26,6 +26,19 @@ def whole_directory(directory: str | Path) -> Iterator[Path]:
         raise
 
 
+@contextmanager
+def whole_file(path: str | Path) -> Iterator[Path]:
+    """Context in which a file is written aside; it gets its final name only when the block ends well.
+
+    Gives the path to write to.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as aside:
+        yield Path(aside, path.name)
+        os.replace(Path(aside, path.name), path)
+
+
 def publish_directory(aside: Path, directory: Path) -> None:
     """Give the finished directory `aside` its final name, replacing what had it."""
     os.chmod(aside, 0o755)

@@ -1,4 +1,4 @@
-"""Names and shapes of CLIP weights: from OpenAI's layout, which open_clip and Long-CLIP share, to Hugging Face's.
+"""Names and shapes of CLIP weights: between OpenAI's layout, which open_clip and Long-CLIP share, and Hugging Face's.
 
 Names of weights are those of openai/CLIP `clip/model.py`, of beichenzbc/Long-CLIP `model/model_longclip.py` and of
 open_clip `model.py` (`CLIP` and `CustomTextCLIP`).
@@ -18,6 +18,7 @@ from longclip.stretch import KEPT_POSITIONS
 
 VOCAB_SIZE = 49408
 START_TOKEN, END_TOKEN = 49406, 49407
+ACTIVATIONS = ("quick_gelu", "gelu")
 
 StateDict = Mapping[str, Tensor]
 
@@ -113,14 +114,8 @@ def to_huggingface(state: StateDict) -> dict[str, Tensor]:
         state["positional_embedding"] = _merge_positions(state)
         del state[_RESIDUAL_POSITIONS]
 
-    names = dict(_TOWER_NAMES)
-    in_projections: dict[str, str] = {}
-    for tower, source_tower in _TOWERS.items():
-        for layer in range(_count_layers(state, f"{source_tower}.resblocks.")):
-            here, there = f"{tower}.encoder.layers.{layer}", f"{source_tower}.resblocks.{layer}"
-            for kind in ("weight", "bias"):
-                names |= {f"{here}.{new}.{kind}": f"{there}.{old}.{kind}" for new, old in _LAYER_NAMES.items()}
-                in_projections[f"{here}.self_attn.%s_proj.{kind}"] = f"{there}.attn.in_proj_{kind}"
+    layers = {tower: _count_layers(state, f"{there}.resblocks.") for tower, there in _TOWERS.items()}
+    names, in_projections = _paired_names(layers)
     require_names(state, [*names.values(), *in_projections.values()])
 
     result = {name: _own_float(state[source_name]) for name, source_name in names.items()}
@@ -135,6 +130,43 @@ def to_huggingface(state: StateDict) -> dict[str, Tensor]:
     if result["logit_scale"].numel() == 1:  # open_clip can hold it as [1]
         result["logit_scale"] = result["logit_scale"].reshape(())
     return result
+
+
+def to_openai(state: StateDict) -> dict[str, Tensor]:
+    """Weights of a `transformers.CLIPModel` under the names, and in the shapes, of OpenAI's layout.
+
+    The inverse of `to_huggingface` for the layouts `openai` and `huggingface`, bit for bit. Tensors that need no new
+    shape share their memory with `state`.
+    """
+    layers = {tower: _count_layers(state, f"{tower}.encoder.layers.") for tower in _TOWERS}
+    names, in_projections = _paired_names(layers)
+    result = {there: state[here] for here, there in names.items()}
+    result |= {name: result[name].mT.contiguous() for name in _TRANSPOSED}
+    for here, there in in_projections.items():
+        result[there] = torch.cat([state[here % part] for part in "qkv"])
+    return result
+
+
+def split_positions(state: StateDict) -> dict[str, Tensor]:
+    """Weights in OpenAI's layout with the two position tables of the official Long-CLIP code.
+
+    That code reads rows 0 to 19 of the frozen table and the others of the trained one. Both are given the whole table,
+    so that it makes no difference what its masks choose.
+    """
+    return {**state, _RESIDUAL_POSITIONS: state["positional_embedding"].clone()}
+
+
+def _paired_names(layers: Mapping[str, int]) -> tuple[dict[str, str], dict[str, str]]:
+    """OpenAI's names by Hugging Face's, for towers of so many layers: of weights that correspond one to one, and of
+    those that hold query, key and value (`%s`) in one."""
+    names, in_projections = dict(_TOWER_NAMES), {}
+    for tower, there_tower in _TOWERS.items():
+        for layer in range(layers[tower]):
+            here, there = f"{tower}.encoder.layers.{layer}", f"{there_tower}.resblocks.{layer}"
+            for kind in ("weight", "bias"):
+                names |= {f"{here}.{new}.{kind}": f"{there}.{old}.{kind}" for new, old in _LAYER_NAMES.items()}
+                in_projections[f"{here}.self_attn.%s_proj.{kind}"] = f"{there}.attn.in_proj_{kind}"
+    return names, in_projections
 
 
 def require_names(state: StateDict, expected: Iterable[str]) -> None:

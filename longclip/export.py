@@ -1,0 +1,102 @@
+"""Export a CLIP or Long-CLIP to the format that other software reads.
+
+    python -m longclip.export var/demo/finetuned/checkpoint --to open_clip exported/open_clip
+
+The way back is `python -m longclip.convert`. Software built on transformers needs no export: a checkpoint directory is
+its format.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from longclip.checkpoint import Checkpoint
+from longclip.command_line import run_command
+from longclip.convert import read_source
+from longclip.errors import CheckpointError, ConfigError
+from longclip.files import whole_directory, whole_file
+from longclip.formats import FORMATS
+
+
+def export_checkpoint(checkpoint: Checkpoint, format_name: str, destination: str | Path) -> str:
+    """Write a CLIP in another format, aside first and then under its name in one rename.
+
+    Args:
+        checkpoint: what to write.
+        format_name: one of `longclip.formats.FORMATS`.
+        destination: file or directory, as the format has it; nothing may be there.
+
+    Returns:
+        How the result is loaded.
+
+    Raises:
+        ConfigError: the format is unknown, or something is at the destination.
+        CheckpointError: the format cannot hold this model.
+    """
+    if format_name not in FORMATS:
+        raise ConfigError(f"format '{format_name}' is unknown; allowed are {', '.join(FORMATS)}")
+    _require_free(destination)
+    chosen = FORMATS[format_name]
+    try:
+        with (whole_directory if chosen.is_directory else whole_file)(destination) as aside:
+            usage = chosen.write(checkpoint, aside)
+    except CheckpointError as error:
+        raise CheckpointError(f"format '{format_name}': {error}") from error
+    return usage.format(path=destination)
+
+
+def _require_free(destination: str | Path) -> None:
+    """Refuse to replace anything, before any work is done."""
+    if Path(destination).exists():
+        raise ConfigError(f"destination '{destination}' exists; choose another one, or remove it first")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    options = _parser().parse_args(arguments)
+    return run_command(lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> str:
+    started = time.perf_counter()
+    _require_free(options.destination)
+    conversion = read_source(options.checkpoint)
+    usage = export_checkpoint(conversion.checkpoint, options.format, options.destination)
+    path = Path(options.destination)
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    size = sum(file.stat().st_size for file in files) / 1e6
+    assumed = ", quick_gelu assumed" if conversion.activation_assumed else ""
+    return (
+        f"{conversion.source_format} -> {options.format}: {conversion.checkpoint.context_length} positions{assumed},"
+        f" {len(files)} files, {size:.1f} MB, {time.perf_counter() - started:.1f} s\n{path}: {usage}"
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    formats = "\n".join(f"  {name:<22} {chosen.content}" for name, chosen in FORMATS.items())
+    parser = argparse.ArgumentParser(
+        prog="python -m longclip.export",
+        description="Export a CLIP or Long-CLIP to the format that other software reads.",
+        epilog=f"""\
+formats:
+{formats}
+
+examples:
+  python -m longclip.export var/demo/finetuned/checkpoint --to open_clip exported/open_clip
+  python -m longclip.export checkpoints/longclip-b --to long-clip exported/longclip-B.pt
+
+exit status: 0 done, 2 wrong option or destination, 4 checkpoint cannot be used or is nothing that the format can hold,
+1 anything else. The way back is `python -m longclip.convert`, which recognises all of them.
+Software built on transformers needs no export: a checkpoint directory is its format.""",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="directory, or anything that longclip.convert reads")
+    parser.add_argument("--to", required=True, dest="format", choices=FORMATS, help="format to write, see below")
+    parser.add_argument("destination", metavar="DST", help="file or directory to write; nothing may be there")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,114 @@
+"""Exported models, loaded by the software that they were exported for."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from sentence_transformers import SentenceTransformer
+from torch import Tensor
+from transformers import CLIPConfig
+
+from longclip.checkpoint import Checkpoint
+from longclip.encode import encode_image, encode_text
+from longclip.export import export_checkpoint
+from longclip.images import decode_image
+from longclip.tokenizer import tokenize
+from tests.conftest import picture
+from tests.exported_models import TEXTS, random_clip, small_config
+
+OPEN_CLIP = Path(sys.prefix) / "open_clip"
+"""Where `make install` puts open_clip, beside the environment: it brings torchvision, which need not fit its torch."""
+
+PICTURE = decode_image(picture(seed=3, size=(90, 70)))
+
+
+def long_clip_embeddings(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """Our own embeddings of `TEXTS` and of `PICTURE`, before normalisation."""
+    pixels = checkpoint.transform.normalize(torch.from_numpy(checkpoint.transform.resize(PICTURE)[None]))
+    with torch.no_grad():
+        return {
+            "text_embeds": encode_text(checkpoint.model, tokenize(checkpoint.tokenizer, TEXTS)),
+            "image_embeds": encode_image(checkpoint.model, pixels),
+            "processed": pixels[0],
+        }
+
+
+def assert_same_embeddings(actual: dict[str, Tensor], checkpoint: Checkpoint, atol: float) -> None:
+    expected = long_clip_embeddings(checkpoint)
+    for name in ("text_embeds", "image_embeds"):
+        torch.testing.assert_close(actual[name], expected[name], rtol=0, atol=atol)
+    # The late part of a text is read, or the comparison would not be worth much.
+    assert not torch.allclose(expected["text_embeds"][1], expected["text_embeds"][2], atol=0.1)
+
+
+def through_open_clip(source: str, checkpoint: Checkpoint, folder: Path) -> dict[str, Tensor]:
+    """What open_clip makes of the weights at `source`, in a process of its own."""
+    if not OPEN_CLIP.is_dir():
+        pytest.skip(f"open_clip is not installed in {OPEN_CLIP} (`make install` puts it there)")
+    transform = checkpoint.transform
+    pixels = torch.from_numpy(transform.resize(PICTURE))
+    pixel_values = transform.normalize(pixels[None])
+    save_file({"pixel_values": pixel_values, "picture": pixels}, folder / "inputs.safetensors")
+    script = Path(__file__).with_name("through_open_clip.py")
+    command = [sys.executable, str(script), source, str(folder / "inputs.safetensors"), str(folder / "out.safetensors")]
+    environment = {**os.environ, "PYTHONPATH": str(OPEN_CLIP)}
+    done = subprocess.run(
+        command, input=json.dumps(TEXTS), env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return load_file(folder / "out.safetensors")
+
+
+@pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
+def test_open_clip_loads_model_tokenizer_and_transform(activation: str, tmp_path: Path) -> None:
+    checkpoint = random_clip(small_config(context_length=248, activation=activation))
+    export_checkpoint(checkpoint, "open_clip", tmp_path / "exported")
+    results = through_open_clip(f"local-dir:{tmp_path / 'exported'}", checkpoint, tmp_path)
+    assert_same_embeddings(results, checkpoint, atol=1e-5)
+    ours = tokenize(checkpoint.tokenizer, TEXTS).input_ids
+    assert results["input_ids"].shape == (len(TEXTS), 248)
+    assert torch.equal(results["input_ids"][:, : ours.shape[1]], ours)
+    torch.testing.assert_close(results["processed"], long_clip_embeddings(checkpoint)["processed"], rtol=0, atol=1e-5)
+
+
+def rounded_to_half(config: CLIPConfig) -> Checkpoint:
+    """A CLIP whose weights survive the float16 that OpenAI's loaders put them through."""
+    checkpoint = random_clip(config)
+    checkpoint.model.half().float()
+    return checkpoint
+
+
+def test_openai_layout_is_loaded(tmp_path: Path) -> None:
+    checkpoint = rounded_to_half(small_config())
+    export_checkpoint(checkpoint, "openai", tmp_path / "clip.pt")
+    assert_same_embeddings(through_open_clip(str(tmp_path / "clip.pt"), checkpoint, tmp_path), checkpoint, atol=1e-5)
+
+
+def test_official_long_clip_is_openai_layout_with_two_tables(tmp_path: Path) -> None:
+    checkpoint = rounded_to_half(small_config(context_length=248))
+    export_checkpoint(checkpoint, "long-clip", tmp_path / "exported.pt")
+    state = torch.load(tmp_path / "exported.pt", weights_only=True)
+    # `encode_text` of the official code (model/model_longclip.py): each table through its mask, then as in OpenAI's.
+    frozen = (torch.arange(248) < 20).float()[:, None]
+    trained = state.pop("positional_embedding_res")
+    state["positional_embedding"] = state["positional_embedding"] * frozen + trained * (1 - frozen)
+    torch.save(state, tmp_path / "merged.pt")
+    results = through_open_clip(str(tmp_path / "merged.pt"), checkpoint, tmp_path)
+    assert_same_embeddings(results, checkpoint, atol=1e-5)
+    assert results["input_ids"].shape == (len(TEXTS), 248)
+
+
+def test_sentence_transformers_loads_texts_and_images(small_long_clip: Checkpoint, tmp_path: Path) -> None:
+    export_checkpoint(small_long_clip, "sentence-transformers", tmp_path / "exported")
+    model = SentenceTransformer(str(tmp_path / "exported"), device="cpu")
+    assert model.max_seq_length == 248
+    results = {
+        "text_embeds": model.encode(TEXTS, convert_to_tensor=True),
+        "image_embeds": model.encode([PICTURE], convert_to_tensor=True),
+    }
+    assert_same_embeddings(results, small_long_clip, atol=1e-5)

@@ -1,0 +1,47 @@
+"""What open_clip makes of weights on disk, run as a process of its own: its packages are no part of the environment.
+
+    python through_open_clip.py local-dir:DIRECTORY INPUTS.safetensors OUTPUTS.safetensors < TEXTS.json
+
+The first argument may be a `.pt` file in OpenAI's layout too. INPUTS holds `pixel_values` and a `picture`; OUTPUTS gets
+`text_embeds` and `image_embeds`, the `input_ids` of open_clip's tokenizer, and the picture `processed` by its
+transform.
+"""
+
+import json
+import sys
+
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+
+def main(source: str, inputs: str, outputs: str) -> None:
+    """See above."""
+    if not torch.backends.cuda.is_built():
+        # The registry's torchvision is built for CUDA. With a torch that is not, its operators cannot be loaded, and it
+        # fails at import because the two that it describes there are missing. open_clip calls none of them.
+        for operator in ("nms", "qnms"):
+            torch.library.define(f"torchvision::{operator}", "(Tensor dets, Tensor scores, float threshold) -> Tensor")
+    import open_clip
+
+    given = load_file(inputs)
+    if source.startswith("local-dir:"):
+        model, _, preprocess = open_clip.create_model_and_transforms(source)
+        tokenizer = open_clip.get_tokenizer(source)
+    else:
+        model = open_clip.load_openai_model(source, precision="fp32", device="cpu")
+        preprocess = open_clip.image_transform(model.visual.image_size, is_train=False)
+        tokenizer = open_clip.get_tokenizer("ViT-B-16", context_length=model.context_length)
+    input_ids = tokenizer(json.load(sys.stdin))
+    with torch.no_grad():
+        results = {
+            "input_ids": input_ids,
+            "text_embeds": model.eval().encode_text(input_ids),
+            "image_embeds": model.encode_image(given["pixel_values"]),
+            "processed": preprocess(Image.fromarray(given["picture"].numpy())),
+        }
+    save_file({name: tensor.contiguous() for name, tensor in results.items()}, outputs)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
