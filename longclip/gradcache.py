@@ -21,6 +21,7 @@ Losses = dict[str, Tensor]
 def cached_backward(
     encode: Callable[[Part], Sequence[Tensor]],
     parts: Sequence[Part],
+    trained: Sequence[Part],
     losses_of: Callable[[list[Tensor]], Losses],
     module: nn.Module,
 ) -> Losses:
@@ -29,6 +30,8 @@ def cached_backward(
     Args:
         encode: tensors of a part, `[rows, ...]` each; the same tensors when called twice, so no dropout.
         parts: what is encoded at once.
+        trained: what of each part leads to parameters that are trained, and is computed again. A tensor that needs no
+            gradient may then be shorter or empty.
         losses_of: named losses of these tensors, each concatenated over the parts in their order.
         module: what `encode` calls. If it is a `DistributedDataParallel`, its workers average gradients once, at the
             last part: that one has to use all parameters.
@@ -43,12 +46,13 @@ def cached_backward(
     losses["loss"].backward()
     gradients = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
     starts = [0] * len(leaves)
-    for number, part in enumerate(parts):
-        alone = number < len(parts) - 1 and isinstance(module, DistributedDataParallel)
+    for place, part in enumerate(trained):
+        alone = place < len(trained) - 1 and isinstance(module, DistributedDataParallel)
         with module.no_sync() if alone else nullcontext():  # type: ignore[operator]
             again = encode(part)
             ends = [start + len(tensor) for start, tensor in zip(starts, again, strict=True)]
             shares = [gradient[a:b] for gradient, a, b in zip(gradients, starts, ends, strict=True)]
-            torch.autograd.backward(list(again), shares)
+            wanted = [number for number, tensor in enumerate(again) if tensor.requires_grad]
+            torch.autograd.backward([again[number] for number in wanted], [shares[number] for number in wanted])
         starts = ends
     return losses

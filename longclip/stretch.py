@@ -82,13 +82,13 @@ def text_positions(model: CLIPModel) -> nn.Parameter:
 def freeze_kept_positions(model: CLIPModel, kept_positions: int = KEPT_POSITIONS) -> None:
     """Keep the first position rows as they are during training.
 
-    The paper trains the stretched rows only. One table with a masked gradient is the same as the official code's two
-    tables, and stays a plain `CLIPModel`. The table must not be weight-decayed: decay would move the kept rows.
+    The paper trains the stretched rows only. One table of which some rows get no gradient is the same as the official
+    code's two tables, and stays a plain `CLIPModel`. The table must not be weight-decayed: decay would move the kept
+    rows. Gradients are stopped where rows are read and not at the parameter, which sharding replaces by another one.
     """
 
-    def mask_kept_rows(gradient: Tensor) -> Tensor:
-        gradient = gradient.clone()
-        gradient[:kept_positions] = 0
-        return gradient
+    def stop_gradient(module: nn.Module, inputs: tuple[Tensor, ...], rows: Tensor) -> Tensor:
+        (position_ids,) = inputs
+        return torch.where((position_ids < kept_positions).unsqueeze(-1), rows.detach(), rows)
 
-    text_positions(model).register_hook(mask_kept_rows)
+    model.text_model.embeddings.position_embedding.register_forward_hook(stop_gradient)

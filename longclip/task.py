@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from transformers import CLIPModel
 
 from longclip.encode import (
@@ -24,6 +25,7 @@ from longclip.encode import (
 )
 from longclip.gradcache import cached_backward
 from longclip.images import ImageTransform
+from longclip.locking import is_locked
 from longclip.loss import LossConfig, long_clip_losses
 from longclip.tokenizer import TokenBatch, concatenate
 
@@ -76,15 +78,28 @@ class PairEncoder(nn.Module):
         self.transform = transform
 
     def forward(self, part: Part, tokens: TokenBatch) -> Features:
-        """Features of the part's images, and of the rows of `tokens` that it names."""
-        pixel_values = self.transform.normalize(part.pixels.to(self.model.device, non_blocking=True))
-        image = unit(encode_image(self.model, pixel_values))
-        text = torch.cat([encode_micro_batch(self.model, tokens, rows) for rows in part.micro_batches])
-        return Features(image, unit(text), at_least_float32(self.model.logit_scale).exp()[None])
+        """Features of the part's images, and of the rows of `tokens` that it names; either may be none."""
+        none = self.model.logit_scale.new_empty(0, self.model.config.projection_dim)
+        image = encode_image(self.model, self._pixel_values(part.pixels)) if len(part.pixels) else none
+        text = [encode_micro_batch(self.model, tokens, rows) for rows in part.micro_batches] or [none]
+        logit_scale = at_least_float32(self.model.logit_scale).exp()[None]
+        return Features(unit(image), unit(torch.cat(text)), logit_scale)
+
+    def _pixel_values(self, pixels: Tensor) -> Tensor:
+        return self.transform.normalize(pixels.to(self.model.device, non_blocking=True))
+
+    def trained(self, part: Part) -> Part:
+        """What of a part leads to parameters that are trained: nothing of a tower that is wholly locked."""
+        pixels = part.pixels[:0] if is_locked(self.model, "image") else part.pixels
+        return Part(pixels, [] if is_locked(self.model, "text") else part.micro_batches)
 
 
 def backward(
-    encoder: nn.Module, batch: ImageTextBatch, loss: LossConfig, chunk_size: int | None = None, bf16: bool = False
+    encoder: PairEncoder | DistributedDataParallel,
+    batch: ImageTextBatch,
+    loss: LossConfig,
+    chunk_size: int | None = None,
+    bf16: bool = False,
 ) -> dict[str, Tensor]:
     """Add the gradients of a batch's loss to the parameters. Captions and summaries share their micro-batches.
 
@@ -114,7 +129,8 @@ def backward(
         return long_clip_losses(image, texts[0], texts[1] if len(texts) > 1 else None, logit_scale[0], loss)
 
     if len(parts) > 1:
-        losses = cached_backward(encode, parts, losses_of, encoder)
+        pair_encoder: PairEncoder = encoder.module if isinstance(encoder, DistributedDataParallel) else encoder
+        losses = cached_backward(encode, parts, [pair_encoder.trained(part) for part in parts], losses_of, encoder)
     else:
         losses = losses_of(encode(parts[0]))
         losses["loss"].backward()

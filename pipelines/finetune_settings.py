@@ -4,11 +4,12 @@ from typing import Any, Literal, Self
 
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
-from transformers import CLIPConfig
+from transformers import CLIPConfig, CLIPModel
 
 from longclip.checkpoint import Checkpoint, load_checkpoint, new_model
 from longclip.convert import ORIGINAL_POSITIONS, stretch_checkpoint
-from longclip.errors import CheckpointError
+from longclip.errors import CheckpointError, ConfigError
+from longclip.locking import TowerName, lock_tower
 from longclip.loss import LossConfig
 from longclip.pcm import Scope
 from longclip.stretch import (
@@ -75,6 +76,22 @@ class Model(Settings):
     """First positions that are kept by the stretch, and frozen while training."""
     stretch_factor: PositiveInt = 4
     """Factor by which the other positions are stretched: 20 + (77 - 20) * 4 = 248."""
+    lock_image: bool = False
+    """Keep the image tower as it is, and train the text tower to it (LiT)."""
+    lock_image_unlocked_groups: int = Field(0, ge=0)
+    """Groups of a locked image tower that train all the same, from its output: projection, last layer, ..."""
+    lock_text: bool = False
+    """Keep the text tower as it is, its stretched positions too."""
+    lock_text_unlocked_groups: int = Field(0, ge=0)
+    """Groups of a locked text tower that train all the same, from its output: projection, last layer, ..."""
+
+    @property
+    def locks(self) -> list[tuple[TowerName, bool, int]]:
+        """Of each tower: whether it is locked, and how many of its groups train all the same."""
+        return [
+            ("image", self.lock_image, self.lock_image_unlocked_groups),
+            ("text", self.lock_text, self.lock_text_unlocked_groups),
+        ]
 
 
 class Loss(Settings):
@@ -191,6 +208,7 @@ class FinetuneSettings(Settings):
                 f" more than pca_dim + 1 = {self.loss.pca_dim + 1}; raise optim.per_worker_batch_size, lower"
                 " loss.pca_dim, set loss.summary_loss_weight=0 or accept it with loss.allow_small_batch=true"
             )
+        self._check_locks()
         architecture = self.model.architecture
         if architecture and architecture.image_size % architecture.patch_size:
             raise ValueError(
@@ -198,6 +216,20 @@ class FinetuneSettings(Settings):
                 f" image_size={architecture.image_size}"
             )
         return self
+
+    def _check_locks(self) -> None:
+        locks = self.model.locks
+        for tower, locked, unlocked in locks:
+            if unlocked and not locked:
+                raise ValueError(
+                    f"model.lock_{tower}_unlocked_groups={unlocked} says what of a locked tower trains, but the {tower}"
+                    f" tower is not locked; add model.lock_{tower}=true"
+                )
+        if all(locked and not unlocked for _, locked, unlocked in locks):
+            raise ValueError(
+                "model.lock_image and model.lock_text leave nothing to train but the temperature; unlock a tower, or"
+                " some groups, e.g. model.lock_image_unlocked_groups=1"
+            )
 
     @property
     def uses_summaries(self) -> bool:
@@ -220,7 +252,7 @@ def initial_checkpoint(settings: FinetuneSettings) -> Checkpoint:
 
     Raises:
         CheckpointError: `model.base` cannot be read or is no CLIP.
-        ConfigError: its positions cannot be stretched as the settings say.
+        ConfigError: its positions cannot be stretched, or its towers be locked, as the settings say.
     """
     torch.manual_seed(settings.seed)
     architecture = settings.model.architecture
@@ -243,7 +275,17 @@ def initial_checkpoint(settings: FinetuneSettings) -> Checkpoint:
         checkpoint.tokenizer.model_max_length = checkpoint.context_length
     if settings.optim.logit_scale is not None:
         model.logit_scale.data.fill_(settings.optim.logit_scale).log_()
+    _lock(model, settings.model)
     return checkpoint
+
+
+def _lock(model: CLIPModel, settings: Model) -> None:
+    for tower, locked, unlocked in settings.locks:
+        try:
+            if locked:
+                lock_tower(model, tower, unlocked)
+        except ValueError as error:
+            raise ConfigError(f"model.lock_{tower}_unlocked_groups={unlocked}: {error}") from error
 
 
 def _clip_config(architecture: Architecture) -> CLIPConfig:

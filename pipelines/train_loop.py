@@ -127,7 +127,7 @@ class TrainingRun:
         self.checkpoint = initial_checkpoint(settings)
         self.loss = settings.loss.config()
         # CLIP's only buffers are position numbers: there is nothing to keep alike between workers.
-        self.encoder: torch.nn.Module = ray.train.torch.prepare_model(
+        self.encoder = ray.train.torch.prepare_model(
             PairEncoder(self.checkpoint.model, self.checkpoint.transform).train(),
             parallel_strategy_kwargs={"broadcast_buffers": False},
         )

@@ -12,17 +12,16 @@ from torch.nn.functional import cross_entropy, normalize
 from torch.nn.parallel import DistributedDataParallel
 from transformers import CLIPModel
 
-from longclip.checkpoint import new_model
 from longclip.convert import convert_checkpoint, stretch_checkpoint
 from longclip.encode import encode_image, encode_text, unit
 from longclip.loss import LossConfig, contrastive_loss, long_clip_losses
 from longclip.pcm import primary_components
 from longclip.state_dicts import to_huggingface
 from longclip.stretch import freeze_kept_positions
-from longclip.task import ImageTextBatch, PairEncoder, backward, learning_rate_factor
+from longclip.task import ImageTextBatch, backward, learning_rate_factor
 from longclip.tokenizer import TokenBatch
-from tests.conftest import tiny_config
 from tests.test_pcm import run_workers
+from tests.training_steps import LOSS, assert_same_gradients, gradients, share_of_batch, tiny_encoder
 
 # --- against the official code ---
 
@@ -154,47 +153,7 @@ def test_learning_rate_schedule() -> None:
 
 # --- several workers ---
 
-PAIRS, CHUNKS = 12, (None, 2)
-
-
-LOSS = LossConfig(summary_loss_weight=0.7, pca_dim=4)
-
-
-def _encoder(dtype: torch.dtype = torch.float64) -> PairEncoder:
-    torch.manual_seed(0)
-    checkpoint = new_model(tiny_config(64))
-    model = checkpoint.model.to(dtype)
-    freeze_kept_positions(model)
-    # Larger vision weights: features of an untrained tower are so alike that gradients would vanish.
-    with torch.no_grad():
-        for parameter in model.vision_model.parameters():
-            parameter.mul_(3)
-    return PairEncoder(model, checkpoint.transform)
-
-
-def _tokens(draw: torch.Generator, longest: int) -> TokenBatch:
-    lengths = torch.randint(3, longest + 1, (PAIRS,), generator=draw)
-    ids = torch.randint(1, 49406, (PAIRS, longest), generator=draw)
-    column = torch.arange(longest)
-    ids[column >= lengths[:, None]] = 0
-    ids[torch.arange(PAIRS), lengths - 1] = 49407
-    return TokenBatch(ids, lengths, lengths)
-
-
-def _share(world_size: int, rank: int) -> ImageTextBatch:
-    """Part of one and the same batch."""
-    draw = torch.Generator().manual_seed(1)
-    pixels = torch.randint(0, 256, (PAIRS, 32, 32, 3), dtype=torch.uint8, generator=draw)
-    rows = slice(rank * PAIRS // world_size, (rank + 1) * PAIRS // world_size)
-    caption, summary = (
-        TokenBatch(tokens.input_ids[rows], tokens.lengths[rows], tokens.full_lengths[rows])
-        for tokens in (_tokens(draw, 60), _tokens(draw, 12))
-    )
-    return ImageTextBatch(pixels[rows], caption, summary)
-
-
-def _gradients(encoder: torch.nn.Module) -> dict[str, Tensor]:
-    return {name: p.grad for name, p in encoder.named_parameters() if p.grad is not None}
+CHUNKS = (None, 2)
 
 
 def _worker(rank: int, world_size: int, folder: str) -> None:
@@ -202,10 +161,10 @@ def _worker(rank: int, world_size: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size)
     results = {}
     for chunk_size in CHUNKS:
-        encoder = _encoder()
+        encoder = tiny_encoder()
         parallel = DistributedDataParallel(encoder)  # named, since it must outlive the backward pass
-        losses = backward(parallel, _share(world_size, rank), LOSS, chunk_size)
-        results[chunk_size] = losses, _gradients(encoder)
+        losses = backward(parallel, share_of_batch(world_size, rank), LOSS, chunk_size)
+        results[chunk_size] = losses, gradients(encoder)
     torch.save(results, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
@@ -213,9 +172,9 @@ def _worker(rank: int, world_size: int, folder: str) -> None:
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_any_number_of_workers_and_chunks_trains_like_one(world_size: int, tmp_path: Path) -> None:
     run_workers(_worker, world_size, str(tmp_path), count=world_size)
-    encoder = _encoder()
-    losses = backward(encoder, _share(1, 0), LOSS)
-    expected = _gradients(encoder)
+    encoder = tiny_encoder()
+    losses = backward(encoder, share_of_batch(1, 0), LOSS)
+    expected = gradients(encoder)
     results = [torch.load(tmp_path / f"{rank}.pt") for rank in range(world_size)]
     for chunk_size in CHUNKS:
         for name, loss in losses.items():
@@ -229,21 +188,13 @@ def test_any_number_of_workers_and_chunks_trains_like_one(world_size: int, tmp_p
 # --- gradient caching ---
 
 
-def assert_same_gradients(actual: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
-    assert actual.keys() == expected.keys()
-    largest = max(gradient.norm() for gradient in expected.values())
-    for name, gradient in actual.items():
-        # The floor is for gradients that are zero but for rounding, e.g. of biases of keys.
-        assert (gradient - expected[name]).norm() <= tolerance * (expected[name].norm() + 1e-4 * largest), name
-
-
 @pytest.mark.parametrize("chunk_size", [1, 4, 5, 12, 100])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-4)])
 def test_cached_gradients_are_the_plain_ones(chunk_size: int, dtype: torch.dtype, tolerance: float) -> None:
-    plain, cached = _encoder(dtype), _encoder(dtype)
-    losses = backward(plain, _share(1, 0), LOSS)
-    torch.testing.assert_close(backward(cached, _share(1, 0), LOSS, chunk_size), losses, rtol=tolerance, atol=0)
-    assert_same_gradients(_gradients(cached), _gradients(plain), tolerance)
+    plain, cached = tiny_encoder(dtype), tiny_encoder(dtype)
+    losses = backward(plain, share_of_batch(1, 0), LOSS)
+    torch.testing.assert_close(backward(cached, share_of_batch(1, 0), LOSS, chunk_size), losses, rtol=tolerance, atol=0)
+    assert_same_gradients(gradients(cached), gradients(plain), tolerance)
 
 
 def test_caching_holds_the_activations_of_a_chunk_only() -> None:
@@ -263,15 +214,15 @@ def test_caching_holds_the_activations_of_a_chunk_only() -> None:
                 now -= self.bytes
 
         with torch.autograd.graph.saved_tensors_hooks(Held, lambda held: held.tensor):
-            backward(_encoder(), _share(1, 0), LOSS, chunk_size)
+            backward(tiny_encoder(), share_of_batch(1, 0), LOSS, chunk_size)
         return most
 
     assert held(2) < 0.4 * held(None)
 
 
 def test_losses_without_summaries() -> None:
-    batch = _share(1, 0)
+    batch = share_of_batch(1, 0)
     without = ImageTextBatch(batch.pixels, batch.caption, None)
-    losses = backward(_encoder(), without, LOSS, chunk_size=5)
+    losses = backward(tiny_encoder(), without, LOSS, chunk_size=5)
     assert losses.keys() == {"loss", "caption_loss"}
-    torch.testing.assert_close(losses["loss"], backward(_encoder(), batch, LOSS)["caption_loss"])
+    torch.testing.assert_close(losses["loss"], backward(tiny_encoder(), batch, LOSS)["caption_loss"])
