@@ -102,23 +102,28 @@ def save_checkpoint(checkpoint: Checkpoint, directory: str | Path, metadata: Map
         directory: final place; an earlier checkpoint there is replaced.
         metadata: JSON-serialisable facts about the origin, kept in the manifest.
     """
+    with whole_directory(directory) as aside:
+        write_checkpoint_files(checkpoint, aside, metadata)
+
+
+def write_checkpoint_files(checkpoint: Checkpoint, directory: Path, metadata: Mapping[str, Any]) -> None:
+    """Write the files of a checkpoint into an empty directory that is published by somebody else."""
     config = checkpoint.model.config
     # Read by the classes of one tower, such as CLIPTextModelWithProjection, which do not see the whole config.
     config.text_config.projection_dim = config.vision_config.projection_dim = config.projection_dim
-    with whole_directory(directory) as aside:
-        checkpoint.model.save_pretrained(aside)
-        checkpoint.tokenizer.model_max_length = checkpoint.context_length
-        checkpoint.tokenizer.save_pretrained(aside)
-        processor = json.dumps(checkpoint.transform.processor_config(), indent=2)
-        (aside / "preprocessor_config.json").write_text(processor + "\n")
-        manifest = {
-            "manifest_version": MANIFEST_VERSION,
-            "context_length": checkpoint.context_length,
-            "embedding_dim": config.projection_dim,
-            "metadata": dict(metadata),
-            "sha256": {file.name: file_sha256(file) for file in sorted(aside.iterdir())},
-        }
-        (aside / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+    checkpoint.model.save_pretrained(directory)
+    checkpoint.tokenizer.model_max_length = checkpoint.context_length
+    checkpoint.tokenizer.save_pretrained(directory)
+    processor = json.dumps(checkpoint.transform.processor_config(), indent=2)
+    (directory / "preprocessor_config.json").write_text(processor + "\n")
+    manifest = {
+        "manifest_version": MANIFEST_VERSION,
+        "context_length": checkpoint.context_length,
+        "embedding_dim": config.projection_dim,
+        "metadata": dict(metadata),
+        "sha256": {file.name: file_sha256(file) for file in sorted(directory.iterdir())},
+    }
+    (directory / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
 
 
 def checkpoint_id(directory: str | Path) -> str:

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+_READABLE = 0o644  # safetensors writes files that nobody but their owner can read
+
 
 @contextmanager
 def whole_directory(directory: str | Path) -> Iterator[Path]:
@@ -34,14 +36,19 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as aside:
-        yield Path(aside, path.name)
-        os.replace(Path(aside, path.name), path)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as directory:
+        aside = Path(directory, path.name)
+        yield aside
+        os.chmod(aside, _READABLE)
+        os.replace(aside, path)
 
 
 def publish_directory(aside: Path, directory: Path) -> None:
     """Give the finished directory `aside` its final name, replacing what had it."""
     os.chmod(aside, 0o755)
+    for file in aside.rglob("*"):
+        if file.is_file():
+            os.chmod(file, _READABLE)
     if directory.exists():
         old = Path(tempfile.mkdtemp(prefix=f".{directory.name}.old.", dir=directory.parent))
         os.rename(directory, old / "replaced")

@@ -1,6 +1,7 @@
 """Export: what is written, what comes back of it, what a format cannot hold, and the command line."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -182,3 +183,21 @@ def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_info.value.code == 0
     text = capsys.readouterr().out
     assert all(name in text for name in (*FORMATS, "examples", "exit status"))
+
+
+def test_packages_of_an_extra_are_asked_for_in_one_line(
+    small_long_clip: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(ConfigError, match=r"onnxruntime, which is not installed.*pip install 'longclip\[onnx\]'"):
+        export_checkpoint(small_long_clip, "onnx", tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_graphs_that_compute_something_else_are_not_published(
+    small_long_clip: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("longclip.formats.onnx.TOLERANCE", 0.0)
+    with pytest.raises(CheckpointError, match=r"text\.onnx: onnxruntime's embeddings .* differ"):
+        export_checkpoint(small_long_clip, "onnx", tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []

@@ -6,20 +6,25 @@ import subprocess
 import sys
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
+from onnxruntime import InferenceSession
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
 from transformers import CLIPConfig
 
 from longclip.checkpoint import Checkpoint
-from longclip.encode import encode_image, encode_text
+from longclip.convert import convert_checkpoint
+from longclip.encode import encode_image, encode_text, unit
 from longclip.export import export_checkpoint
+from longclip.formats.onnx import IMAGE_GRAPH, TEXT_GRAPH
 from longclip.images import decode_image
 from longclip.tokenizer import tokenize
 from tests.conftest import picture
 from tests.exported_models import TEXTS, random_clip, small_config
+from tests.test_convert import same_weights
 
 OPEN_CLIP = Path(sys.prefix) / "open_clip"
 """Where `make install` puts open_clip, beside the environment: it brings torchvision, which need not fit its torch."""
@@ -112,3 +117,31 @@ def test_sentence_transformers_loads_texts_and_images(small_long_clip: Checkpoin
         "image_embeds": model.encode([PICTURE], convert_to_tensor=True),
     }
     assert_same_embeddings(results, small_long_clip, atol=1e-5)
+
+
+def test_onnxruntime_computes_both_towers_of_any_length(small_long_clip: Checkpoint, tmp_path: Path) -> None:
+    export_checkpoint(small_long_clip, "onnx", tmp_path / "exported")
+    expected = long_clip_embeddings(small_long_clip)
+    text = InferenceSession(str(tmp_path / "exported" / TEXT_GRAPH))
+    tokens = tokenize(small_long_clip.tokenizer, TEXTS)
+    assert tokens.input_ids.shape[1] == 248
+    (together,) = text.run(["text_embeds"], {"input_ids": tokens.input_ids.numpy()})
+    torch.testing.assert_close(torch.from_numpy(together), unit(expected["text_embeds"]), rtol=0, atol=1e-4)
+    for row, length in enumerate(tokens.lengths.tolist()):
+        (alone,) = text.run(None, {"input_ids": tokens.input_ids[row : row + 1, :length].numpy()})
+        torch.testing.assert_close(alone[0], together[row], rtol=0, atol=1e-5)
+    image = InferenceSession(str(tmp_path / "exported" / IMAGE_GRAPH))
+    for rows in (1, 5):
+        (actual,) = image.run(["image_embeds"], {"pixel_values": expected["processed"].repeat(rows, 1, 1, 1).numpy()})
+        torch.testing.assert_close(
+            torch.from_numpy(actual), unit(expected["image_embeds"]).repeat(rows, 1), rtol=0, atol=1e-4
+        )
+
+
+def test_onnx_directory_is_a_small_valid_checkpoint(small_long_clip: Checkpoint, tmp_path: Path) -> None:
+    export_checkpoint(small_long_clip, "onnx", tmp_path / "exported")
+    for name in (TEXT_GRAPH, IMAGE_GRAPH):
+        onnx.checker.check_model(str(tmp_path / "exported" / name), full_check=True)
+        assert (tmp_path / "exported" / name).stat().st_size < 100_000
+        assert str(Path(torch.__file__).parent).encode() not in (tmp_path / "exported" / name).read_bytes()
+    assert same_weights(convert_checkpoint(tmp_path / "exported"), small_long_clip.model.state_dict())

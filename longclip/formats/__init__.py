@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from longclip.checkpoint import Checkpoint
+from longclip.formats.onnx import write_onnx
 from longclip.formats.open_clip import write_open_clip
 from longclip.formats.openai import write_long_clip, write_openai
 from longclip.formats.sentence_transformers import write_sentence_transformers
@@ -28,5 +29,6 @@ FORMATS = {
     "long-clip": Format("state dict (.pt) for the official Long-CLIP code; 248 positions only", False, write_long_clip),
     "open_clip": Format("directory for open_clip: config and safetensors", True, write_open_clip),
     "text-encoder": Format("text tower alone (.safetensors) for ComfyUI and the web UIs", False, write_text_encoder),
+    "onnx": Format("directory of ONNX graphs of both towers, dynamic in batch and length", True, write_onnx),
     "sentence-transformers": Format("directory for sentence-transformers", True, write_sentence_transformers),
 }
