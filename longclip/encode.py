@@ -6,13 +6,18 @@ would only take the fast attention kernels away. An image feature is read at the
 tower only the row that is read is needed: its queries, output and MLP run at that row alone.
 
 All of it is exact: equal to the whole computation up to rounding.
+
+With `checkpoint_layers`, autograd holds what enters a whole layer and computes the rest of it again in backward
+(arXiv 1604.06174): less memory for one more forward pass of these layers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize, scaled_dot_product_attention
+from torch.utils.checkpoint import checkpoint
 from transformers import CLIPModel
 from transformers.masking_utils import create_causal_mask
 from transformers.models.clip.modeling_clip import CLIPEncoderLayer
@@ -48,7 +53,7 @@ def inverse_order(micro_batches: Sequence[Tensor]) -> Tensor:
     return torch.argsort(torch.cat(list(micro_batches)))
 
 
-def encode_micro_batch(model: CLIPModel, tokens: TokenBatch, rows: Tensor) -> Tensor:
+def encode_micro_batch(model: CLIPModel, tokens: TokenBatch, rows: Tensor, checkpoint_layers: bool = False) -> Tensor:
     """Text features `[n, D]` before normalisation of some rows `[n]` of a batch, cut to the longest of them."""
     lengths = tokens.lengths[rows]
     input_ids = tokens.input_ids[rows, : int(lengths.max())].to(model.device, non_blocking=True)
@@ -57,20 +62,27 @@ def encode_micro_batch(model: CLIPModel, tokens: TokenBatch, rows: Tensor) -> Te
     mask = create_causal_mask(config=tower.config, inputs_embeds=hidden, attention_mask=None, past_key_values=None)
     *layers, last = tower.encoder.layers
     for layer in layers:
-        hidden = layer(hidden, mask, is_causal=True)
+        hidden = _whole(partial(layer, is_causal=True), hidden, mask, checkpoint_layers)
     ends = (lengths - 1).to(hidden.device, non_blocking=True)
     return model.text_projection(tower.final_layer_norm(_layer_at(last, hidden, ends, causal=True)))
 
 
-def encode_image(model: CLIPModel, pixel_values: Tensor) -> Tensor:
+def encode_image(model: CLIPModel, pixel_values: Tensor, checkpoint_layers: bool = False) -> Tensor:
     """Image features `[N, D]` before normalisation of normalised `pixel_values [N, 3, S, S]`."""
     tower = model.vision_model
     hidden = tower.pre_layrnorm(tower.embeddings(pixel_values.to(model.device)))
     *layers, last = tower.encoder.layers
     for layer in layers:
-        hidden = layer(hidden, None)
+        hidden = _whole(layer, hidden, None, checkpoint_layers)
     classes = torch.zeros(len(hidden), dtype=torch.int64, device=hidden.device)
     return model.visual_projection(tower.post_layernorm(_layer_at(last, hidden, classes, causal=False)))
+
+
+def _whole(layer: Callable[..., Tensor], hidden: Tensor, mask: Tensor | None, again: bool) -> Tensor:
+    """What an encoder layer makes of `hidden [n, L, W]`; `again` computes it a second time in backward."""
+    if again and torch.is_grad_enabled():
+        return checkpoint(layer, hidden, mask, use_reentrant=False)
+    return layer(hidden, mask)
 
 
 def _layer_at(layer: CLIPEncoderLayer, hidden: Tensor, rows: Tensor, causal: bool) -> Tensor:

@@ -70,23 +70,26 @@ class Features(NamedTuple):
 
 
 class PairEncoder(nn.Module):
-    """Both towers of a CLIP as one module, so that they can be wrapped as one for several processes."""
+    """Both towers of a CLIP as one module, so that they can be wrapped as one for several processes.
 
-    def __init__(self, model: CLIPModel, transform: ImageTransform) -> None:
+    With `checkpoint_layers`, layers are computed again in backward instead of being held.
+    """
+
+    def __init__(self, model: CLIPModel, transform: ImageTransform, checkpoint_layers: bool = False) -> None:
         super().__init__()
         self.model = model
         self.transform = transform
+        self.checkpoint_layers = checkpoint_layers
 
     def forward(self, part: Part, tokens: TokenBatch) -> Features:
         """Features of the part's images, and of the rows of `tokens` that it names; either may be none."""
-        none = self.model.logit_scale.new_empty(0, self.model.config.projection_dim)
-        image = encode_image(self.model, self._pixel_values(part.pixels)) if len(part.pixels) else none
-        text = [encode_micro_batch(self.model, tokens, rows) for rows in part.micro_batches] or [none]
-        logit_scale = at_least_float32(self.model.logit_scale).exp()[None]
-        return Features(unit(image), unit(torch.cat(text)), logit_scale)
-
-    def _pixel_values(self, pixels: Tensor) -> Tensor:
-        return self.transform.normalize(pixels.to(self.model.device, non_blocking=True))
+        model, again = self.model, self.checkpoint_layers
+        image = none = model.logit_scale.new_empty(0, model.config.projection_dim)
+        if len(part.pixels):
+            pixel_values = self.transform.normalize(part.pixels.to(model.device, non_blocking=True))
+            image = encode_image(model, pixel_values, again)
+        text = [encode_micro_batch(model, tokens, rows, again) for rows in part.micro_batches] or [none]
+        return Features(unit(image), unit(torch.cat(text)), at_least_float32(model.logit_scale).exp()[None])
 
     def trained(self, part: Part) -> Part:
         """What of a part leads to parameters that are trained: nothing of a tower that is wholly locked."""

@@ -128,7 +128,7 @@ class TrainingRun:
         self.loss = settings.loss.config()
         # CLIP's only buffers are position numbers: there is nothing to keep alike between workers.
         self.encoder = ray.train.torch.prepare_model(
-            PairEncoder(self.checkpoint.model, self.checkpoint.transform).train(),
+            PairEncoder(self.checkpoint.model, self.checkpoint.transform, settings.workers.checkpoint_layers).train(),
             parallel_strategy_kwargs={"broadcast_buffers": False},
         )
         self.device = ray.train.torch.get_device()

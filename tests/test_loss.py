@@ -21,7 +21,7 @@ from longclip.stretch import freeze_kept_positions
 from longclip.task import ImageTextBatch, backward, learning_rate_factor
 from longclip.tokenizer import TokenBatch
 from tests.test_pcm import run_workers
-from tests.training_steps import LOSS, assert_same_gradients, gradients, share_of_batch, tiny_encoder
+from tests.training_steps import LOSS, assert_same_gradients, gradients, most_bytes_held, share_of_batch, tiny_encoder
 
 # --- against the official code ---
 
@@ -199,23 +199,7 @@ def test_cached_gradients_are_the_plain_ones(chunk_size: int, dtype: torch.dtype
 
 def test_caching_holds_the_activations_of_a_chunk_only() -> None:
     def held(chunk_size: int | None) -> int:
-        """Most bytes that autograd held at once."""
-        now, most = 0, 0
-
-        class Held:
-            def __init__(self, tensor: Tensor) -> None:
-                nonlocal now, most
-                self.tensor, self.bytes = tensor, tensor.nbytes
-                now += self.bytes
-                most = max(most, now)
-
-            def __del__(self) -> None:
-                nonlocal now
-                now -= self.bytes
-
-        with torch.autograd.graph.saved_tensors_hooks(Held, lambda held: held.tensor):
-            backward(tiny_encoder(), share_of_batch(1, 0), LOSS, chunk_size)
-        return most
+        return most_bytes_held(lambda: backward(tiny_encoder(), share_of_batch(1, 0), LOSS, chunk_size))
 
     assert held(2) < 0.4 * held(None)
 

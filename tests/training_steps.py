@@ -1,5 +1,7 @@
 """What tests of training share: a tiny CLIP whose gradients do not vanish, and one batch that workers divide."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -14,7 +16,7 @@ PAIRS = 12
 LOSS = LossConfig(summary_loss_weight=0.7, pca_dim=4)
 
 
-def tiny_encoder(dtype: torch.dtype = torch.float64) -> PairEncoder:
+def tiny_encoder(dtype: torch.dtype = torch.float64, checkpoint_layers: bool = False) -> PairEncoder:
     torch.manual_seed(0)
     checkpoint = new_model(tiny_config(64))
     model = checkpoint.model.to(dtype)
@@ -23,7 +25,7 @@ def tiny_encoder(dtype: torch.dtype = torch.float64) -> PairEncoder:
     with torch.no_grad():
         for parameter in model.vision_model.parameters():
             parameter.mul_(3)
-    return PairEncoder(model, checkpoint.transform)
+    return PairEncoder(model, checkpoint.transform, checkpoint_layers)
 
 
 def _tokens(draw: torch.Generator, longest: int) -> TokenBatch:
@@ -57,3 +59,23 @@ def assert_same_gradients(actual: dict[str, Tensor], expected: dict[str, Tensor]
     for name, gradient in actual.items():
         # The floor is for gradients that are zero but for rounding, e.g. of biases of keys.
         assert (gradient - expected[name]).norm() <= tolerance * (expected[name].norm() + 1e-4 * largest), name
+
+
+def most_bytes_held(step: Callable[[], object]) -> int:
+    """Most bytes that autograd held at once during a step."""
+    now, most = 0, 0
+
+    class Held:
+        def __init__(self, tensor: Tensor) -> None:
+            nonlocal now, most
+            self.tensor, self.bytes = tensor, tensor.nbytes
+            now += self.bytes
+            most = max(most, now)
+
+        def __del__(self) -> None:
+            nonlocal now
+            now -= self.bytes
+
+    with torch.autograd.graph.saved_tensors_hooks(Held, lambda held: held.tensor):
+        step()
+    return most

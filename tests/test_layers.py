@@ -1,0 +1,44 @@
+"""What is done to the layers of the towers for speed or memory: the same losses and gradients."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from longclip.task import PairEncoder, backward
+from tests.training_steps import LOSS, assert_same_gradients, gradients, most_bytes_held, share_of_batch, tiny_encoder
+
+
+def step(encoder: PairEncoder, chunk_size: int | None = None) -> dict[str, Tensor]:
+    return backward(encoder, share_of_batch(1, 0), LOSS, chunk_size)
+
+
+# --- activation checkpointing ---
+
+
+@pytest.mark.parametrize("chunk_size", [None, 5])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-6)])
+def test_checkpointing_changes_no_gradient(chunk_size: int | None, dtype: torch.dtype, tolerance: float) -> None:
+    plain, checkpointed = tiny_encoder(dtype), tiny_encoder(dtype, checkpoint_layers=True)
+    torch.testing.assert_close(step(checkpointed, chunk_size), step(plain, chunk_size), rtol=tolerance, atol=0)
+    assert_same_gradients(gradients(checkpointed), gradients(plain), tolerance)
+
+
+def test_checkpointing_computes_whole_layers_once_more_and_holds_less() -> None:
+    calls: list[nn.Module] = []
+
+    def times(encoder: PairEncoder) -> list[int]:
+        calls.clear()
+        towers = encoder.model.vision_model, encoder.model.text_model
+        blocks = [layer.mlp for tower in towers for layer in tower.encoder.layers]
+        for block in blocks:
+            block.register_forward_pre_hook(lambda module, inputs: calls.append(module))
+        step(encoder)
+        return [calls.count(block) for block in blocks]
+
+    micro_batches = 6  # 24 texts, 4 at once
+    assert times(tiny_encoder()) == [1, 1, micro_batches, micro_batches]
+    # The last layer of a tower runs at one row; holding that is cheap.
+    assert times(tiny_encoder(checkpoint_layers=True)) == [2, 1, 2 * micro_batches, micro_batches]
+
+    plain, checkpointed = tiny_encoder(), tiny_encoder(checkpoint_layers=True)
+    assert most_bytes_held(lambda: step(checkpointed)) < 0.75 * most_bytes_held(lambda: step(plain))
