@@ -158,6 +158,8 @@ class Workers(Settings):
     """Logical CPUs per worker. The cluster needs some more for the data pipeline."""
     bf16: bool = False
     """Autocast to bfloat16; the losses and PCM stay in float32."""
+    compile: bool = False
+    """Compile the layers (torch.compile) at their first use: some minutes, for faster steps on a GPU."""
     checkpoint_layers: bool = False
     """Activation checkpointing: layers are computed again in backward instead of being held, which saves memory for one
     more forward pass. For batches that do not fit, optim.chunk_size saves more at the same price."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from longclip.checkpoint import save_checkpoint
+from longclip.compiling import compile_layers
 from longclip.distributed import sum_over_workers, world_size
 from longclip.errors import DataError, TrainingError
 from longclip.task import (
@@ -126,6 +127,8 @@ class TrainingRun:
         self.settings, self.total_steps = settings, total_steps
         self.checkpoint = initial_checkpoint(settings)
         self.loss = settings.loss.config()
+        if settings.workers.compile:
+            compile_layers(self.checkpoint.model)
         # CLIP's only buffers are position numbers: there is nothing to keep alike between workers.
         self.encoder = ray.train.torch.prepare_model(
             PairEncoder(self.checkpoint.model, self.checkpoint.transform, settings.workers.checkpoint_layers).train(),

@@ -1,9 +1,14 @@
 """What is done to the layers of the towers for speed or memory: the same losses and gradients."""
 
+from collections.abc import Iterator
+from itertools import product
+
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
 
+from longclip.compiling import compile_layers
 from longclip.task import PairEncoder, backward
 from tests.training_steps import LOSS, assert_same_gradients, gradients, most_bytes_held, share_of_batch, tiny_encoder
 
@@ -42,3 +47,50 @@ def test_checkpointing_computes_whole_layers_once_more_and_holds_less() -> None:
 
     plain, checkpointed = tiny_encoder(), tiny_encoder(checkpoint_layers=True)
     assert most_bytes_held(lambda: step(checkpointed)) < 0.75 * most_bytes_held(lambda: step(plain))
+
+
+# --- compiled layers ---
+
+
+@pytest.fixture
+def compiled(request: pytest.FixtureRequest) -> Iterator[tuple[PairEncoder, CompileCounterWithBackend]]:
+    """A compiled encoder, and what counts its graphs."""
+    torch._dynamo.reset()
+    counter, encoder = CompileCounterWithBackend(request.param), tiny_encoder(torch.float32).train()
+    compile_layers(encoder.model, counter)
+    yield encoder, counter
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("compiled", ["eager", "aot_eager"], indirect=True)
+def test_compiled_layers_give_the_same(compiled: tuple[PairEncoder, CompileCounterWithBackend]) -> None:
+    encoder, counter = compiled
+    plain = tiny_encoder(torch.float32).train()
+    names = list(encoder.state_dict())
+    for chunk_size, again in product((None, 5), (False, True)):
+        encoder.checkpoint_layers = again
+        torch.testing.assert_close(step(encoder, chunk_size), step(plain, chunk_size), rtol=1e-6, atol=0)
+        assert_same_gradients(gradients(encoder), gradients(plain), 1e-6)
+        encoder.zero_grad()
+        plain.zero_grad()
+    assert counter.frame_count > 0
+    assert list(encoder.state_dict()) == names == list(plain.state_dict())
+
+
+@pytest.mark.parametrize("compiled", ["aot_eager"], indirect=True)
+def test_the_number_of_graphs_does_not_grow_with_the_lengths(
+    compiled: tuple[PairEncoder, CompileCounterWithBackend],
+) -> None:
+    encoder, counter = compiled
+    lengths: set[int] = set()
+    encoder.model.text_model.embeddings.register_forward_pre_hook(
+        lambda module, args, kwargs: lengths.add(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
+    graphs, seen = [], []
+    for seed in range(6):
+        for chunk_size in (None, 5, 2):
+            backward(encoder, share_of_batch(1, 0, seed), LOSS, chunk_size)
+        graphs.append(counter.frame_count)
+        seen.append(len(lengths))
+    assert seen[-1] >= 2 * seen[0] > 10  # new lengths keep coming
+    assert graphs[-1] == graphs[1] <= 8  # graphs do not

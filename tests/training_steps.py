@@ -37,9 +37,9 @@ def _tokens(draw: torch.Generator, longest: int) -> TokenBatch:
     return TokenBatch(ids, lengths, lengths)
 
 
-def share_of_batch(world_size: int, rank: int) -> ImageTextBatch:
-    """Part of one and the same batch."""
-    draw = torch.Generator().manual_seed(1)
+def share_of_batch(world_size: int, rank: int, seed: int = 1) -> ImageTextBatch:
+    """A worker's part of the batch of a seed."""
+    draw = torch.Generator().manual_seed(seed)
     pixels = torch.randint(0, 256, (PAIRS, 32, 32, 3), dtype=torch.uint8, generator=draw)
     rows = slice(rank * PAIRS // world_size, (rank + 1) * PAIRS // world_size)
     caption, summary = (
