@@ -15,6 +15,7 @@ from transformers import AutoConfig, CLIPConfig, CLIPModel, CLIPTokenizer
 from longclip.errors import CheckpointError
 from longclip.files import file_sha256, whole_directory
 from longclip.images import CLIP_MEAN, CLIP_STD, ImageTransform
+from longclip.state_dicts import SIGLIP_REASON
 from longclip.tokenizer import build_tokenizer
 
 MANIFEST = "longclip.json"
@@ -78,6 +79,8 @@ def _read(source: str, part: str, read: Any) -> Any:
 
 def _require_clip(source: str) -> None:
     config = AutoConfig.from_pretrained(source)
+    if config.model_type.startswith("siglip"):
+        raise CheckpointError(f"checkpoint '{source}': {SIGLIP_REASON}")
     if config.model_type != "clip":
         raise CheckpointError(
             f"checkpoint '{source}' is a '{config.model_type}' model, not a CLIP (model_type 'clip');"

@@ -10,8 +10,8 @@ import copy
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,13 @@ from transformers import CLIPConfig, CLIPModel
 
 from longclip.checkpoint import MANIFEST, Checkpoint, load_checkpoint, save_checkpoint
 from longclip.command_line import run_command
+from longclip.companions import Companion, read_companion
 from longclip.errors import CheckpointError, ConfigError
 from longclip.files import file_sha256
-from longclip.images import CLIP_MEAN, CLIP_STD, ImageTransform
+from longclip.formats.onnx import TEXT_GRAPH
+from longclip.images import ImageTransform
 from longclip.state_dicts import (
     ACTIVATIONS,
-    ModelHints,
     StateDict,
     bare_names,
     detect_layout,
@@ -39,30 +40,11 @@ from longclip.weight_files import read_tensors
 
 ORIGINAL_POSITIONS = 77
 
-_OPEN_CLIP_CONFIG = "open_clip_config.json"
 _OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 _HUGGING_FACE_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 _TORCH_WEIGHTS = "pytorch_model.bin"
-_WEIGHT_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
-
-# Options of an open_clip config that change what the model computes without changing its weights' names, with the
-# values that are CLIP's own. Anything else would convert into a model that is silently wrong.
-_OPEN_CLIP_REQUIRED: dict[str, dict[str, tuple[Any, ...]]] = {
-    "vision_cfg": {
-        "timm_model_name": (None,),
-        "global_average_pool": (None, False),
-        "pool_type": (None, "tok"),
-        "act_kwargs": (None, {}),
-        "norm_kwargs": (None, {}),
-    },
-    "text_cfg": {
-        "hf_model_name": (None,),
-        "no_causal_mask": (None, False),
-        "pool_type": (None, "argmax"),
-        "act_kwargs": (None, {}),
-        "norm_kwargs": (None, {}),
-    },
-}
+_SENTENCE_TRANSFORMERS_MODULES = "modules.json"
+_WEIGHT_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".onnx")
 
 
 @dataclass(frozen=True)
@@ -71,30 +53,24 @@ class Conversion:
 
     checkpoint: Checkpoint
     source_format: str
-    """`openai`, `long-clip`, `open_clip` or `huggingface`."""
+    """`openai`, `long-clip`, `open_clip`, `huggingface`, `text-encoder`, `sentence-transformers` or `onnx`."""
     weights: Path | None
     """The file that the weights came from; None for a hub name or for weights in several files."""
     activation_assumed: bool
     """Whether nothing told the activation, so that OpenAI's was taken."""
 
 
-@dataclass(frozen=True)
-class _Companion:
-    """What a config file beside the weights says."""
-
-    source_format: str | None = None
-    hints: ModelHints = field(default_factory=ModelHints)
-    mean: tuple[float, float, float] = CLIP_MEAN
-    std: tuple[float, float, float] = CLIP_STD
-
-
-def convert_checkpoint(source: str | Path, activation: str | None = None) -> Checkpoint:
+def convert_checkpoint(
+    source: str | Path, activation: str | None = None, image_tower: str | Path | None = None
+) -> Checkpoint:
     """Load a CLIP from whatever holds one.
 
     Args:
-        source: a weights file (OpenAI, TorchScript or not; official Long-CLIP; open_clip; Hugging Face), a directory of
-            open_clip or Hugging Face, or a hub name.
+        source: a weights file (OpenAI, TorchScript or not; official Long-CLIP; open_clip; Hugging Face; a text encoder
+            alone), a directory of open_clip, Hugging Face, sentence-transformers or our ONNX export, or a hub name.
         activation: `quick_gelu` or `gelu`, for weights without a config that tells; `quick_gelu` where None.
+        image_tower: for a text encoder alone, the CLIP that completes it: its image tower, its logit scale and, where
+            the text encoder comes without one, its text projection. Any source as well.
 
     Returns:
         The CLIP in float32 and evaluation mode.
@@ -103,7 +79,7 @@ def convert_checkpoint(source: str | Path, activation: str | None = None) -> Che
         CheckpointError: nothing is there, it is no CLIP, it is damaged, or reading it would run foreign Python code.
         ConfigError: `activation` is unknown or contradicts the source's config.
     """
-    return read_source(source, activation).checkpoint
+    return read_source(source, activation, image_tower).checkpoint
 
 
 def stretch_checkpoint(
@@ -138,20 +114,44 @@ def stretch_checkpoint(
     return Checkpoint(checkpoint.model, tokenizer, checkpoint.transform)
 
 
-def read_source(source: str | Path, activation: str | None = None) -> Conversion:
+def read_source(source: str | Path, activation: str | None = None, image_tower: str | Path | None = None) -> Conversion:
     """Like `convert_checkpoint`, with what was found out on the way."""
     if activation not in (None, *ACTIVATIONS):
         raise ConfigError(f"activation '{activation}' is unknown; allowed are {', '.join(ACTIVATIONS)}")
     path = Path(source).expanduser()
+    if (path / _SENTENCE_TRANSFORMERS_MODULES).is_file() and (module := _clip_module(path)) != path:
+        return replace(read_source(module, activation, image_tower), source_format="sentence-transformers")
     weights = _find_weights(path) if path.is_dir() else path
     if weights is None or not (weights.exists() or path.suffix in _WEIGHT_SUFFIXES):
+        if image_tower is not None:
+            raise _second_image_tower(source)
         return _read_hugging_face(source, activation)
     if not weights.is_file():
         raise CheckpointError(f"weights '{source}': no such file")
     try:
-        return _read_weights(weights, activation)
+        return _read_weights(weights, activation, image_tower)
     except CheckpointError as error:
         raise CheckpointError(f"weights '{weights}': {error}") from error
+
+
+def _clip_module(directory: Path) -> Path:
+    """Where a sentence-transformers directory has its CLIP, which may be that directory itself."""
+    path = directory / _SENTENCE_TRANSFORMERS_MODULES
+    try:
+        modules = [
+            (module["type"].rpartition(".")[2], module["path"]) for module in json.loads(path.read_text("utf-8"))
+        ]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"cannot make sense of '{path}': {error!r}") from error
+    others = [kind for kind, _ in modules[1:] if kind != "Normalize"]
+    if not modules or others:
+        what = f"{others[0]} behind its first module" if others else "no module"
+        raise CheckpointError(f"sentence-transformers model '{directory}' has {what}: it is more or less than a CLIP")
+    return directory / modules[0][1]
+
+
+def _second_image_tower(source: str | Path) -> ConfigError:
+    return ConfigError(f"'{source}' is a whole CLIP; --image-tower only completes a text encoder, leave it out")
 
 
 def _find_weights(directory: Path) -> Path | None:
@@ -173,13 +173,22 @@ def _read_hugging_face(source: str | Path, activation: str | None) -> Conversion
     checkpoint = load_checkpoint(path if path.is_dir() else source)
     _choose_activation(activation, checkpoint.model.config.text_config.hidden_act)
     weights = path / _HUGGING_FACE_WEIGHTS[0]
-    return Conversion(checkpoint, "huggingface", weights if weights.is_file() else None, False)
+    found = "onnx" if (path / TEXT_GRAPH).is_file() else "huggingface"
+    return Conversion(checkpoint, found, weights if weights.is_file() else None, False)
 
 
-def _read_weights(weights: Path, activation: str | None) -> Conversion:
-    state = bare_names(read_tensors(weights))
+def _read_weights(weights: Path, activation: str | None, image_tower: str | Path | None) -> Conversion:
+    state: StateDict = bare_names(read_tensors(weights))
     layout = detect_layout(state)
-    companion = _read_companion(weights.parent, layout)
+    companion = read_companion(weights.parent, layout)
+    if layout == "text-encoder":
+        if image_tower is None:
+            raise CheckpointError(
+                "it is a text encoder alone; name the CLIP whose image tower belongs to it with --image-tower"
+            )
+        companion, state = _complete(companion, state, read_source(image_tower).checkpoint)
+    elif image_tower is not None:
+        raise _second_image_tower(weights)
     chosen, assumed = _choose_activation(activation, companion.hints.activation)
     converted = to_huggingface(state)
     model = _build_model(converted, infer_config(converted, chosen, companion.hints))
@@ -192,50 +201,27 @@ def _read_weights(weights: Path, activation: str | None) -> Conversion:
     return Conversion(checkpoint, companion.source_format or layout, weights, assumed)
 
 
+def _complete(companion: Companion, text: StateDict, base: Checkpoint) -> tuple[Companion, StateDict]:
+    """A text encoder's weights and what is known of them, completed by those of a CLIP."""
+    known, config = base.model.state_dict(), base.model.config
+    state = {name: tensor for name, tensor in known.items() if not name.startswith("text_model.")} | dict(text)
+    hints = replace(
+        companion.hints,
+        activation=companion.hints.activation or config.text_config.hidden_act,
+        image_size=config.vision_config.image_size,
+        vision_heads=config.vision_config.num_attention_heads,
+    )
+    norm = "text_model.final_layer_norm.weight"
+    if norm in text and text[norm].shape == known[norm].shape:  # no shape tells the heads
+        hints = replace(hints, text_heads=hints.text_heads or config.text_config.num_attention_heads)
+    return Companion("text-encoder", hints, base.transform.mean, base.transform.std), state
+
+
 def _choose_activation(requested: str | None, known: str | None) -> tuple[str, bool]:
     """The activation, and whether it had to be assumed."""
     if requested and known and requested != known:
         raise ConfigError(f"activation '{requested}' contradicts the source's config, which has '{known}'")
     return requested or known or ACTIVATIONS[0], not (requested or known)
-
-
-def _read_companion(directory: Path, layout: str) -> _Companion:
-    path = directory / ("config.json" if layout == "huggingface" else _OPEN_CLIP_CONFIG)
-    if layout == "long-clip" or not path.is_file():
-        return _Companion()
-    try:
-        saved = json.loads(path.read_text(encoding="utf-8"))
-        return _hugging_face_companion(saved) if layout == "huggingface" else _open_clip_companion(saved)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"cannot make sense of {path.name} beside it: {error!r}") from error
-
-
-def _hugging_face_companion(saved: Mapping[str, Any]) -> _Companion:
-    if saved.get("model_type") != "clip":
-        raise CheckpointError(f"config.json beside it is of a '{saved.get('model_type')}' model, not of a CLIP")
-    config = CLIPConfig.from_dict(saved)
-    text, vision = config.text_config, config.vision_config
-    hints = ModelHints(text.hidden_act, vision.image_size, vision.num_attention_heads, text.num_attention_heads)
-    return _Companion(hints=hints)
-
-
-def _open_clip_companion(saved: Mapping[str, Any]) -> _Companion:
-    model, preprocess = saved["model_cfg"], saved.get("preprocess_cfg") or {}
-    for tower, options in _OPEN_CLIP_REQUIRED.items():
-        for option, allowed in options.items():
-            value = model[tower].get(option)
-            if value not in allowed:
-                raise CheckpointError(f"{_OPEN_CLIP_CONFIG}: {tower}.{option} = {value!r} is something CLIP cannot do")
-    vision, text = model["vision_cfg"], model["text_cfg"]
-    side = vision.get("image_size")
-    hints = ModelHints(
-        activation="quick_gelu" if model.get("quick_gelu") else "gelu",
-        image_size=side[0] if isinstance(side, list) else side,
-        vision_heads=vision["width"] // vision.get("head_width", 64),
-        text_heads=text.get("heads"),
-    )
-    mean, std = preprocess.get("mean") or CLIP_MEAN, preprocess.get("std") or CLIP_STD
-    return _Companion("open_clip", hints, tuple(mean), tuple(std))
 
 
 def _build_model(state: StateDict, config: CLIPConfig) -> CLIPModel:
@@ -260,7 +246,7 @@ def _run(options: argparse.Namespace) -> str:
     started = time.perf_counter()
     target = Path(options.target)
     _require_free(target, Path(options.source), options.overwrite)
-    conversion = read_source(options.source, options.activation)
+    conversion = read_source(options.source, options.activation, options.image_tower)
     checkpoint = conversion.checkpoint
     source_positions = checkpoint.context_length
     metadata: dict[str, Any] = {
@@ -313,6 +299,8 @@ sources, recognised by their content:
   Long-CLIP   longclip-B.pt of the official code: 248 positions, nothing to stretch
   open_clip   a weights file, a training checkpoint, or a directory with open_clip_config.json
   Hugging Face  a CLIP directory, a weights file of one, or a hub name such as openai/clip-vit-base-patch16
+  sentence-transformers, ONNX   the directories that `python -m longclip.export` writes
+  a text encoder alone          of ComfyUI or diffusers; --image-tower names the CLIP that completes it
 
 examples:
   python -m longclip.convert ViT-B-16.pt checkpoints/base --stretch      # 77 -> 248 positions, ready to fine-tune
@@ -345,6 +333,11 @@ Reading weights runs no code that is in them, neither pickled nor TorchScript.""
         choices=ACTIVATIONS,
         help="of weights whose config does not tell: quick_gelu for OpenAI's and Long-CLIP (default), gelu for most"
         " models that open_clip trained itself",
+    )
+    parser.add_argument(
+        "--image-tower",
+        metavar="CLIP",
+        help="of a text encoder alone: the CLIP that it takes all but its text tower from",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a checkpoint at DST")
     return parser

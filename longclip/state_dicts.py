@@ -20,6 +20,11 @@ VOCAB_SIZE = 49408
 START_TOKEN, END_TOKEN = 49406, 49407
 ACTIVATIONS = ("quick_gelu", "gelu")
 
+SIGLIP_REASON = (
+    "a SigLIP is no CLIP: its text tower looks in both directions and is read at the last of a fixed number of padded"
+    " positions, not at the end token, so that more positions change what every text means"
+)
+
 StateDict = Mapping[str, Tensor]
 
 _WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel and torch.compile
@@ -79,17 +84,21 @@ def bare_names(state: StateDict) -> dict[str, Tensor]:
 
 
 def detect_layout(state: StateDict) -> str:
-    """`openai`, `long-clip` or `huggingface`, by the names of bare weights.
+    """`openai`, `long-clip`, `huggingface` or `text-encoder`, by the names of bare weights.
 
     Raises:
         CheckpointError: the weights are of something else; CLIPs that cannot be converted are told why.
     """
     if any(name.startswith("visual.layer1.") for name in state):
         raise CheckpointError("a ResNet CLIP (RN50, ...) cannot be converted: Hugging Face CLIP has only ViT towers")
+    if any(name.endswith((".head.probe", "_pool.probe", "_pool.latent")) for name in state):
+        raise CheckpointError(SIGLIP_REASON)
     if any(name.startswith(("visual.trunk.", "text.transformer.")) for name in state):
         raise CheckpointError("an open_clip model with a timm or Hugging Face tower is no CLIP of the original layout")
-    if any(name.startswith(("text_model.", "vision_model.")) for name in state):
+    if any(name.startswith("vision_model.") for name in state):
         return "huggingface"
+    if any(name.startswith("text_model.") for name in state):
+        return "text-encoder"
     if "visual.conv1.weight" in state and "token_embedding.weight" in state:
         return "long-clip" if _RESIDUAL_POSITIONS in state else "openai"
     raise CheckpointError(f"the weights are of no CLIP; they begin with {_some(state)}")
@@ -102,7 +111,7 @@ def to_huggingface(state: StateDict) -> dict[str, Tensor]:
     mapping is linear, so it takes gradients as well as weights.
 
     Args:
-        state: bare weights of any of the three layouts.
+        state: bare weights of any layout but `text-encoder`.
 
     Raises:
         CheckpointError: weights are missing, or there are unknown ones.

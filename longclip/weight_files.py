@@ -16,6 +16,7 @@ from torch import Tensor
 from longclip.errors import CheckpointError
 
 _ZIP, _PICKLE, _LFS_POINTER = b"PK\x03\x04", b"\x80", b"version https://git-lfs"
+_ONNX = b"\x08"  # the number of the first field, the version of its format
 
 # What a broken or hostile file makes the readers of torch, pickle and zipfile raise.
 _READ_ERRORS = (
@@ -62,6 +63,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         except (SafetensorError, *_READ_ERRORS) as error:
             raise CheckpointError(f"damaged or cut off safetensors file: {_one_line(error)}") from error
+    if path.suffix == ".onnx" and head.startswith(_ONNX):
+        raise CheckpointError("it is an ONNX graph, which names no weights of a CLIP; give the directory of an export")
     if not head.startswith((_ZIP, _PICKLE)):
         raise CheckpointError(f"no weights file (safetensors, PyTorch or TorchScript); it begins with {head[:16]!r}")
     try:
