@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from transformers import AutoConfig, CLIPConfig, CLIPModel, CLIPTokenizer
 
 from longclip.errors import CheckpointError
@@ -97,24 +98,33 @@ def _load_transform(source: str, config: CLIPConfig) -> ImageTransform:
     return ImageTransform(size, tuple(saved.get("image_mean") or CLIP_MEAN), tuple(saved.get("image_std") or CLIP_STD))
 
 
-def save_checkpoint(checkpoint: Checkpoint, directory: str | Path, metadata: Mapping[str, Any]) -> None:
+def save_checkpoint(
+    checkpoint: Checkpoint,
+    directory: str | Path,
+    metadata: Mapping[str, Any],
+    weights: Mapping[str, Tensor] | None = None,
+) -> None:
     """Write a checkpoint directory aside and then publish it under its name in one rename.
 
     Args:
         checkpoint: what to write.
         directory: final place; an earlier checkpoint there is replaced.
         metadata: JSON-serialisable facts about the origin, kept in the manifest.
+        weights: state dict to write in place of the model's own, e.g. a copy or an average of it.
     """
     with whole_directory(directory) as aside:
-        write_checkpoint_files(checkpoint, aside, metadata)
+        write_checkpoint_files(checkpoint, aside, metadata, weights)
 
 
-def write_checkpoint_files(checkpoint: Checkpoint, directory: Path, metadata: Mapping[str, Any]) -> None:
+def write_checkpoint_files(
+    checkpoint: Checkpoint, directory: Path, metadata: Mapping[str, Any], weights: Mapping[str, Tensor] | None = None
+) -> None:
     """Write the files of a checkpoint into an empty directory that is published by somebody else."""
     config = checkpoint.model.config
     # Read by the classes of one tower, such as CLIPTextModelWithProjection, which do not see the whole config.
     config.text_config.projection_dim = config.vision_config.projection_dim = config.projection_dim
-    checkpoint.model.save_pretrained(directory)
+    # A copy of the dict, which transformers empties.
+    checkpoint.model.save_pretrained(directory, state_dict=dict(weights) if weights is not None else None)
     checkpoint.tokenizer.model_max_length = checkpoint.context_length
     checkpoint.tokenizer.save_pretrained(directory)
     processor = json.dumps(checkpoint.transform.processor_config(), indent=2)

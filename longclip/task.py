@@ -89,7 +89,7 @@ class PairEncoder(nn.Module):
             pixel_values = self.transform.normalize(part.pixels.to(model.device, non_blocking=True))
             image = encode_image(model, pixel_values, again)
         text = [encode_micro_batch(model, tokens, rows, again) for rows in part.micro_batches] or [none]
-        return Features(unit(image), unit(torch.cat(text)), at_least_float32(model.logit_scale).exp()[None])
+        return Features(unit(image), unit(torch.cat(text)), at_least_float32(model.logit_scale[None]).exp())
 
     def trained(self, part: Part) -> Part:
         """What of a part leads to parameters that are trained: nothing of a tower that is wholly locked."""
