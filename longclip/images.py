@@ -11,13 +11,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import simplejpeg
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from longclip.errors import ImageError
+
+try:
+    import simplejpeg
+except ImportError:  # a machine that only trains decodes nothing; Pillow gives the same pixels, half as fast
+    simplejpeg = None
 
 MAX_PIXELS = 64_000_000
 """Largest width x height that is decoded: above it lie decompression bombs, not photographs."""
@@ -81,6 +85,8 @@ def _decode(data: bytes, max_pixels: int, scratch: "_Scratch | None") -> Image.I
 
 def _decode_jpeg(data: bytes, width: int, height: int, scratch: "_Scratch | None") -> np.ndarray | None:
     """Pixels of a JPEG, exactly those that Pillow gives; None where it is not as simple as that."""
+    if simplejpeg is None:
+        return None
     try:
         # The header's size was checked above, in Pillow's reading of it: a file that two parsers read differently must
         # not get more memory from the second.

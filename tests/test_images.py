@@ -1,7 +1,9 @@
 """From bytes to pixels: the same numbers as the Hugging Face processor, for any photograph, and no bombs."""
 
+import importlib.util
 import io
 import struct
+import sys
 import zlib
 from collections.abc import Callable
 
@@ -11,6 +13,7 @@ import torch
 from PIL import Image, ImageOps
 from transformers import CLIPImageProcessorPil
 
+import longclip.images
 from longclip.errors import DataError, ImageError
 from longclip.images import MAX_PIXELS, ImageTransform, decode_image
 from tests.conftest import picture
@@ -209,6 +212,18 @@ def test_plain_jpegs_decode_fast_to_the_pixels_of_pillow(
         patch.setattr("PIL.ImageFile.ImageFile.load", load)
         decoded = decode_image(data)
     assert np.array_equal(np.asarray(decoded), expected)
+
+
+def test_a_machine_without_simplejpeg_trains_on_the_same_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "simplejpeg", None)  # importing it fails
+    spec = importlib.util.spec_from_file_location("images_without_simplejpeg", longclip.images.__file__)
+    assert spec is not None
+    assert spec.loader is not None
+    other = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, other)
+    spec.loader.exec_module(other)
+    data = encode(_gradient("RGB").resize((333, 500)), "JPEG")
+    assert np.array_equal(other.ImageTransform(64).pixels(data), ImageTransform(64).pixels(data))
 
 
 def test_a_jpeg_with_bytes_behind_its_end_is_read() -> None:
