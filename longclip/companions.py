@@ -10,7 +10,7 @@ from transformers import CLIPConfig, CLIPTextConfig
 
 from longclip.errors import CheckpointError
 from longclip.images import CLIP_MEAN, CLIP_STD
-from longclip.state_dicts import SIGLIP_REASON, ModelHints
+from longclip.state_dicts import HEAD_WIDTH, SIGLIP_REASON, ModelHints
 
 OPEN_CLIP_CONFIG = "open_clip_config.json"
 
@@ -56,7 +56,9 @@ def read_companion(directory: Path, layout: str) -> Companion:
     """
     of_transformers = layout in ("huggingface", "text-encoder")
     path = directory / ("config.json" if of_transformers else OPEN_CLIP_CONFIG)
-    if layout == "long-clip" or not path.is_file():
+    if layout == "long-clip":
+        return Companion(hints=ModelHints(vision_head_width=HEAD_WIDTH))
+    if not path.is_file():
         return Companion()
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))

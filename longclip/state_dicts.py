@@ -32,8 +32,8 @@ _NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "attn_mask")
 _RESIDUAL_POSITIONS = "positional_embedding_res"
 
 # Width of a vision attention head where it is not 64: open_clip's g/14, H/14 and bigG/14.
-_VISION_HEAD_WIDTH = {1408: 88, 1280: 80, 1664: 104}
-_HEAD_WIDTH = 64
+VISION_HEAD_WIDTH = {1408: 88, 1280: 80, 1664: 104}
+HEAD_WIDTH = 64
 
 _TOWER_NAMES = {
     "text_model.embeddings.token_embedding.weight": "token_embedding.weight",
@@ -69,6 +69,8 @@ class ModelHints:
     activation: str | None = None
     image_size: int | None = None
     vision_heads: int | None = None
+    vision_head_width: int | None = None
+    """Where the number of heads follows from the width."""
     text_heads: int | None = None
 
 
@@ -212,8 +214,9 @@ def infer_config(state: StateDict, activation: str, hints: ModelHints | None = N
     image_size = hints.image_size or grid * patch_size
     if image_size // patch_size != grid:
         raise CheckpointError(f"image size {image_size} does not fit {grid} x {grid} patches of {patch_size} pixels")
-    vision_heads = hints.vision_heads or max(1, vision_width // _VISION_HEAD_WIDTH.get(vision_width, _HEAD_WIDTH))
-    text_heads = hints.text_heads or max(1, text_width // _HEAD_WIDTH)
+    head_width = hints.vision_head_width or VISION_HEAD_WIDTH.get(vision_width, HEAD_WIDTH)
+    vision_heads = hints.vision_heads or max(1, vision_width // head_width)
+    text_heads = hints.text_heads or max(1, text_width // HEAD_WIDTH)
     return CLIPConfig(
         text_config={
             **_tower_config(state, "text_model", text_width, text_heads),

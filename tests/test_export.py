@@ -94,6 +94,11 @@ def test_open_clip_holds_any_length_and_towers(context_length: int, tmp_path: Pa
     assert_round_trip(random_clip(config), ["open_clip"], tmp_path)
 
 
+def test_heads_of_the_official_code_are_64_wide_at_any_width(tmp_path: Path) -> None:
+    wide = edited(_set("vision_config", hidden_size=1280, intermediate_size=5120, num_attention_heads=20))
+    assert_round_trip(wide, ["long-clip", "open_clip"], tmp_path)
+
+
 LIMITS: dict[str, tuple[str, Callable[[], Checkpoint], str]] = {
     "long openai": ("openai", lambda: random_clip(small_config(248)), "248 text positions.*only hold 77.*long-clip"),
     "short long-clip": ("long-clip", lambda: random_clip(small_config(77)), "77 text positions.*only hold 248"),
@@ -101,6 +106,13 @@ LIMITS: dict[str, tuple[str, Callable[[], Checkpoint], str]] = {
     "heads": ("long-clip", lambda: edited(_set("text_config", num_attention_heads=4)), "4 attention heads.*text tower"),
     "MLP": ("long-clip", lambda: edited(_set("vision_config", intermediate_size=100)), "width 100.*image tower.*512"),
     "pixels": ("long-clip", lambda: edited(_set("vision_config", image_size=50)), "50 pixels in patches of 8"),
+    "open_clip's width": (
+        "openai",
+        lambda: edited(
+            _set("vision_config", hidden_size=1280, intermediate_size=5120, num_attention_heads=20), context_length=77
+        ),
+        "width 1280.*heads of 80",
+    ),
     "two activations": ("open_clip", lambda: edited(_set("vision_config", hidden_act="gelu")), "one activation"),
     "activation": (
         "open_clip",

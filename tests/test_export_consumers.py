@@ -26,9 +26,6 @@ from tests.conftest import picture
 from tests.exported_models import TEXTS, random_clip, small_config
 from tests.test_convert import same_weights
 
-OPEN_CLIP = Path(sys.prefix) / "open_clip"
-"""Where `make install` puts open_clip, beside the environment: it brings torchvision, which need not fit its torch."""
-
 PICTURE = decode_image(picture(seed=3, size=(90, 70)))
 
 
@@ -51,17 +48,15 @@ def assert_same_embeddings(actual: dict[str, Tensor], checkpoint: Checkpoint, at
     assert not torch.allclose(expected["text_embeds"][1], expected["text_embeds"][2], atol=0.1)
 
 
-def through_open_clip(source: str, checkpoint: Checkpoint, folder: Path) -> dict[str, Tensor]:
+def through_open_clip(source: str, checkpoint: Checkpoint, open_clip: Path, folder: Path) -> dict[str, Tensor]:
     """What open_clip makes of the weights at `source`, in a process of its own."""
-    if not OPEN_CLIP.is_dir():
-        pytest.skip(f"open_clip is not installed in {OPEN_CLIP} (`make install` puts it there)")
     transform = checkpoint.transform
     pixels = torch.from_numpy(transform.resize(PICTURE))
     pixel_values = transform.normalize(pixels[None])
     save_file({"pixel_values": pixel_values, "picture": pixels}, folder / "inputs.safetensors")
     script = Path(__file__).with_name("through_open_clip.py")
     command = [sys.executable, str(script), source, str(folder / "inputs.safetensors"), str(folder / "out.safetensors")]
-    environment = {**os.environ, "PYTHONPATH": str(OPEN_CLIP)}
+    environment = {**os.environ, "PYTHONPATH": str(open_clip)}
     done = subprocess.run(
         command, input=json.dumps(TEXTS), env=environment, capture_output=True, text=True, check=False
     )
@@ -70,10 +65,10 @@ def through_open_clip(source: str, checkpoint: Checkpoint, folder: Path) -> dict
 
 
 @pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
-def test_open_clip_loads_model_tokenizer_and_transform(activation: str, tmp_path: Path) -> None:
+def test_open_clip_loads_model_tokenizer_and_transform(activation: str, open_clip: Path, tmp_path: Path) -> None:
     checkpoint = random_clip(small_config(context_length=248, activation=activation))
     export_checkpoint(checkpoint, "open_clip", tmp_path / "exported")
-    results = through_open_clip(f"local-dir:{tmp_path / 'exported'}", checkpoint, tmp_path)
+    results = through_open_clip(f"local-dir:{tmp_path / 'exported'}", checkpoint, open_clip, tmp_path)
     assert_same_embeddings(results, checkpoint, atol=1e-5)
     ours = tokenize(checkpoint.tokenizer, TEXTS).input_ids
     assert results["input_ids"].shape == (len(TEXTS), 248)
@@ -88,13 +83,15 @@ def rounded_to_half(config: CLIPConfig) -> Checkpoint:
     return checkpoint
 
 
-def test_openai_layout_is_loaded(tmp_path: Path) -> None:
+def test_openai_layout_is_loaded(open_clip: Path, tmp_path: Path) -> None:
     checkpoint = rounded_to_half(small_config())
     export_checkpoint(checkpoint, "openai", tmp_path / "clip.pt")
-    assert_same_embeddings(through_open_clip(str(tmp_path / "clip.pt"), checkpoint, tmp_path), checkpoint, atol=1e-5)
+    assert_same_embeddings(
+        through_open_clip(str(tmp_path / "clip.pt"), checkpoint, open_clip, tmp_path), checkpoint, atol=1e-5
+    )
 
 
-def test_official_long_clip_is_openai_layout_with_two_tables(tmp_path: Path) -> None:
+def test_official_long_clip_is_openai_layout_with_two_tables(open_clip: Path, tmp_path: Path) -> None:
     checkpoint = rounded_to_half(small_config(context_length=248))
     export_checkpoint(checkpoint, "long-clip", tmp_path / "exported.pt")
     state = torch.load(tmp_path / "exported.pt", weights_only=True)
@@ -103,7 +100,7 @@ def test_official_long_clip_is_openai_layout_with_two_tables(tmp_path: Path) -> 
     trained = state.pop("positional_embedding_res")
     state["positional_embedding"] = state["positional_embedding"] * frozen + trained * (1 - frozen)
     torch.save(state, tmp_path / "merged.pt")
-    results = through_open_clip(str(tmp_path / "merged.pt"), checkpoint, tmp_path)
+    results = through_open_clip(str(tmp_path / "merged.pt"), checkpoint, open_clip, tmp_path)
     assert_same_embeddings(results, checkpoint, atol=1e-5)
     assert results["input_ids"].shape == (len(TEXTS), 248)
 

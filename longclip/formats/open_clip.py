@@ -1,6 +1,7 @@
 """Directories that open_clip loads with `local-dir:`, and from the hub with `hf-hub:`."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ def write_open_clip(checkpoint: Checkpoint, directory: Path) -> str:
         CheckpointError: the model is something that open_clip's CLIP is not.
     """
     config = {
-        "model_cfg": _model_config(checkpoint),
+        "model_cfg": model_config(checkpoint),
         "preprocess_cfg": {
             "mean": list(checkpoint.transform.mean),
             "std": list(checkpoint.transform.std),
@@ -37,7 +38,8 @@ def write_open_clip(checkpoint: Checkpoint, directory: Path) -> str:
     return 'open_clip.create_model_and_transforms("local-dir:{path}")'
 
 
-def _model_config(checkpoint: Checkpoint) -> dict[str, Any]:
+def model_config(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The `model_cfg` of an `open_clip_config.json`; raises a `CheckpointError` like `write_open_clip`."""
     config = checkpoint.model.config
     activation = require_clip(config)
     text, vision = config.text_config, config.vision_config
@@ -52,7 +54,7 @@ def _model_config(checkpoint: Checkpoint) -> dict[str, Any]:
             "width": vision.hidden_size,
             "layers": vision.num_hidden_layers,
             "head_width": head_width,
-            "mlp_ratio": vision.intermediate_size / vision.hidden_size,
+            "mlp_ratio": _mlp_ratio(vision.hidden_size, vision.intermediate_size),
         },
         "text_cfg": {
             "context_length": checkpoint.context_length,
@@ -60,6 +62,12 @@ def _model_config(checkpoint: Checkpoint) -> dict[str, Any]:
             "width": text.hidden_size,
             "heads": text.num_attention_heads,
             "layers": text.num_hidden_layers,
-            "mlp_ratio": text.intermediate_size / text.hidden_size,
+            "mlp_ratio": _mlp_ratio(text.hidden_size, text.intermediate_size),
         },
     }
+
+
+def _mlp_ratio(width: int, mlp_width: int) -> float:
+    """The ratio of which open_clip makes `mlp_width` again, by `int(width * ratio)`."""
+    ratio = mlp_width / width
+    return ratio if int(width * ratio) == mlp_width else math.nextafter(ratio, math.inf)

@@ -6,7 +6,7 @@ import torch
 
 from longclip.checkpoint import Checkpoint
 from longclip.formats.limits import require, require_clip, require_openai_pixels, require_openai_tower_shapes
-from longclip.state_dicts import split_positions, to_openai
+from longclip.state_dicts import VISION_HEAD_WIDTH, split_positions, to_openai
 
 OPENAI_POSITIONS = 77
 LONG_CLIP_POSITIONS = 248
@@ -22,6 +22,12 @@ def write_openai(checkpoint: Checkpoint, file: Path) -> str:
         CheckpointError: OpenAI's code would build another model of these weights.
     """
     _require_openai_code(checkpoint, OPENAI_POSITIONS, "export a longer one with `--to long-clip` or another format")
+    width = checkpoint.model.config.vision_config.hidden_size
+    require(
+        width not in VISION_HEAD_WIDTH,
+        f"an image tower of width {width}",
+        f"others: files of open_clip have the same layout and, at this width, heads of {VISION_HEAD_WIDTH.get(width)}",
+    )
     torch.save(to_openai(checkpoint.model.state_dict()), file)
     return 'clip.load("{path}")'
 
