@@ -2,7 +2,7 @@
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import Function
 
 
@@ -28,6 +28,15 @@ def sum_over_workers(tensor: Tensor) -> Tensor:
     total = tensor.detach().clone(memory_format=torch.contiguous_format)
     dist.all_reduce(total)
     return total
+
+
+def average_gradients(module: nn.Module) -> None:
+    """Replace the gradients of a module's parameters by their means over all workers."""
+    gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
+    if is_distributed():
+        for pending in [dist.all_reduce(gradient, async_op=True) for gradient in gradients]:
+            pending.wait()
+        torch._foreach_div_(gradients, world_size())
 
 
 def gather_with_gradient(features: Tensor) -> Tensor:

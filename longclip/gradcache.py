@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from longclip.distributed import average_gradients
+
 Part = TypeVar("Part")
 Losses = dict[str, Tensor]
 
@@ -33,8 +35,8 @@ def cached_backward(
         trained: what of each part leads to parameters that are trained, and is computed again. A tensor that needs no
             gradient may then be shorter or empty.
         losses_of: named losses of these tensors, each concatenated over the parts in their order.
-        module: what `encode` calls. If it is a `DistributedDataParallel`, its workers average gradients once, at the
-            last part: that one has to use all parameters.
+        module: what `encode` calls. If it is a `DistributedDataParallel`, its workers average gradients once, behind
+            the last part.
 
     Returns:
         The losses.
@@ -46,13 +48,15 @@ def cached_backward(
     losses["loss"].backward()
     gradients = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
     starts = [0] * len(leaves)
-    for place, part in enumerate(trained):
-        alone = place < len(trained) - 1 and isinstance(module, DistributedDataParallel)
-        with module.no_sync() if alone else nullcontext():  # type: ignore[operator]
+    parallel = isinstance(module, DistributedDataParallel)
+    with module.no_sync() if parallel else nullcontext():  # type: ignore[operator]
+        for part in trained:
             again = encode(part)
             ends = [start + len(tensor) for start, tensor in zip(starts, again, strict=True)]
             shares = [gradient[a:b] for gradient, a, b in zip(gradients, starts, ends, strict=True)]
             wanted = [number for number, tensor in enumerate(again) if tensor.requires_grad]
             torch.autograd.backward([again[number] for number in wanted], [shares[number] for number in wanted])
-        starts = ends
+            starts = ends
+    if parallel:
+        average_gradients(module)
     return losses

@@ -50,7 +50,7 @@ class ImageTextBatch:
 
 
 class Part(NamedTuple):
-    """Images and texts whose activations are held together; they need not belong to the same pairs."""
+    """Images and texts whose activations are held together, either of which may be none."""
 
     pixels: Tensor
     """`[c, S, S, 3]` uint8."""
@@ -110,8 +110,8 @@ def backward(
         encoder: a `PairEncoder`, or one in a `DistributedDataParallel`, which averages the gradients.
         batch: this worker's pairs, equally many on every worker.
         loss: the objective.
-        chunk_size: images whose activations are held at once, with about as many captions and summaries, for gradient
-            caching; None holds all. The gradients are the same up to rounding.
+        chunk_size: images whose activations are held at once, and then about as many captions and summaries, for
+            gradient caching; None holds all. The gradients are the same up to rounding.
         bf16: run the towers in bfloat16. Losses and principal components are in float32 in any case.
 
     Returns:
@@ -141,11 +141,15 @@ def backward(
 
 
 def divide(pixels: Tensor, tokens: TokenBatch, chunk_size: int) -> list[Part]:
-    """Parts of at most `chunk_size` images. Micro-batches are dealt out in turn: all parts get long and short texts."""
+    """A batch as one part if it is no larger than a chunk; else parts of `chunk_size` images and, for each of them, one
+    of texts, so that only one tower's activations are held. All parts get long and short texts."""
     images = pixels.split(chunk_size)
     size = min(max(LEAST_MICRO_BATCH, len(tokens) // MICRO_BATCHES), TEXT_MICRO_BATCH, chunk_size)
     micro_batches = text_micro_batches(tokens, size)
-    return [Part(chunk, micro_batches[number :: len(images)]) for number, chunk in enumerate(images)]
+    if len(images) == 1:
+        return [Part(pixels, micro_batches)]
+    texts = [micro_batches[number :: len(images)] for number in range(len(images))]
+    return [*(Part(chunk, []) for chunk in images), *(Part(pixels[:0], some) for some in texts)]
 
 
 @torch.no_grad()
