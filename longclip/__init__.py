@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from longclip.encode import encode_image, encode_text
     from longclip.images import ImageTransform
     from longclip.loss import LossConfig, contrastive_loss, long_clip_losses
-    from longclip.metrics import retrieval_recall
+    from longclip.metrics import retrieval_figures, retrieval_ranks
     from longclip.pcm import primary_components
     from longclip.stretch import interpolate_positions, stretch_positions
     from longclip.tokenizer import TokenBatch, build_tokenizer, tokenize
@@ -24,7 +24,7 @@ _HOMES = {
     "encode": ("encode_image", "encode_text"),
     "images": ("ImageTransform",),
     "loss": ("LossConfig", "contrastive_loss", "long_clip_losses"),
-    "metrics": ("retrieval_recall",),
+    "metrics": ("retrieval_figures", "retrieval_ranks"),
     "pcm": ("primary_components",),
     "stretch": ("interpolate_positions", "stretch_positions"),
     "tokenizer": ("TokenBatch", "build_tokenizer", "tokenize"),
@@ -44,7 +44,8 @@ __all__ = [
     "load_checkpoint",
     "long_clip_losses",
     "primary_components",
-    "retrieval_recall",
+    "retrieval_figures",
+    "retrieval_ranks",
     "save_checkpoint",
     "split_sentences",
     "stretch_positions",

@@ -1,20 +1,64 @@
-"""Retrieval metrics: recall at k in both directions, with any number of captions per image."""
+"""Metrics of ranking: retrieval in both directions with any number of captions per image, and classification.
 
-from collections.abc import Sequence
+Scores are float32 inner products, computed in blocks: 31,000 images and 155,000 texts need no matrix of 20 GB. A wrong
+candidate with exactly the score of the right one is placed in front of it, and the number of such ties is reported: a
+model that scores everything alike must not look perfect. Candidates with the same embedding always tie, wherever
+rounding in a matrix product would have put them.
+"""
 
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
 import torch
 from torch import Tensor
 
+from longclip.errors import DataError
+
 RECALL_AT = (1, 5, 10)
-_CHUNK = 1024
+BLOCK_SCORES = 16 * 1024 * 1024
+"""Scores in memory at once: 64 MiB."""
 
 
-def retrieval_ranks(image_embeddings: Tensor, text_embeddings: Tensor, image_of_text: Tensor) -> dict[str, Tensor]:
-    """Rank, from 0, of the right answer of every query.
+@dataclass(frozen=True)
+class Ranks:
+    """How every query of one direction was answered. Q queries; everything else is computed from this."""
 
-    A text's answer is its one image. An image's answer is any of its texts: the best placed one counts, and its other
-    texts are no competitors. A wrong candidate with exactly the right one's score is placed in front of it: ties
-    never help.
+    rank: Tensor
+    """`[Q]` int64: wrong candidates in front of the best placed right one. 0 is a hit at 1."""
+    ties: Tensor
+    """`[Q]` int64: how many of these have exactly its score."""
+    average_precision: Tensor
+    """`[Q]` float64: mean, over the right candidates, of the share of right ones up to each of them."""
+    candidates: int
+    """Number of candidates, right ones included."""
+
+    def __len__(self) -> int:
+        return len(self.rank)
+
+    def recall(self, k: int) -> float:
+        """Share of queries with a right candidate among the first `k`.
+
+        With several right candidates this is the "any of" rule of CLIP's papers, a hit rate: one of them is enough.
+        """
+        return (self.rank < k).double().mean().item()
+
+    def figures(self, recall_at: Sequence[int] = RECALL_AT) -> dict[str, float]:
+        """`recall@k` and `map` as shares, `median_rank` counted from 1, `candidates`, and `tied_queries`."""
+        return {f"recall@{k}": self.recall(k) for k in recall_at} | {
+            "median_rank": self.rank.double().quantile(0.5).item() + 1,
+            "map": self.average_precision.mean().item(),
+            "candidates": self.candidates,
+            "tied_queries": int((self.ties > 0).sum()),
+        }
+
+
+def retrieval_ranks(image_embeddings: Tensor, text_embeddings: Tensor, image_of_text: Tensor) -> dict[str, Ranks]:
+    """Rank both directions.
+
+    A text's right answer is its one image. An image's right answers are its texts: the best placed one makes the rank,
+    and the others are no competitors.
 
     Args:
         image_embeddings: `[N, D]` unit length.
@@ -22,35 +66,81 @@ def retrieval_ranks(image_embeddings: Tensor, text_embeddings: Tensor, image_of_
         image_of_text: `[M]` row of the image that each text describes; every image has at least one.
 
     Returns:
-        `text_to_image` `[M]` and `image_to_text` `[N]`, int64.
+        `text_to_image` of M and `image_to_text` of N queries.
+
+    Raises:
+        DataError: an image has no text, or an embedding is not finite.
     """
-    images, texts = image_embeddings.float(), text_embeddings.float()
-    own_score = torch.empty(len(texts))
-    text_to_image = torch.empty(len(texts), dtype=torch.int64)
-    for rows in torch.arange(len(texts)).split(_CHUNK):
-        scores = texts[rows] @ images.T
-        own = scores.gather(1, image_of_text[rows, None])
-        own_score[rows] = own[:, 0]
-        text_to_image[rows] = (scores >= own).sum(1) - 1
-    best_own = torch.full((len(images),), -torch.inf).scatter_reduce(0, image_of_text, own_score, "amax")
-    image_to_text = torch.zeros(len(images), dtype=torch.int64)
-    for rows in torch.arange(len(texts)).split(_CHUNK):
-        scores = texts[rows] @ images.T
-        wrong = image_of_text[rows, None] != torch.arange(len(images))
-        image_to_text += ((scores >= best_own) & wrong).sum(0)
-    return {"text_to_image": text_to_image, "image_to_text": image_to_text}
-
-
-def retrieval_recall(
-    image_embeddings: Tensor, text_embeddings: Tensor, image_of_text: Tensor, recall_at: Sequence[int] = RECALL_AT
-) -> dict[str, float]:
-    """Recall at k of both directions, named like `image_to_text/recall@1`, as shares between 0 and 1.
-
-    Arguments as in `retrieval_ranks`.
-    """
-    ranks = retrieval_ranks(image_embeddings, text_embeddings, image_of_text)
+    images, texts = _finite("image", image_embeddings), _finite("text", text_embeddings)
+    counts = torch.bincount(image_of_text, minlength=len(images))
+    if not counts.all():
+        row = int((counts == 0).nonzero()[0])
+        raise DataError(f"image {row} of {len(images)} has no text; leave it out, or give it one")
+    owned = torch.argsort(image_of_text, stable=True).split(counts.tolist())
     return {
-        f"{direction}/recall@{k}": (found < k).double().mean().item()
-        for direction, found in ranks.items()
-        for k in recall_at
+        "text_to_image": _rank(texts, images, image_of_text[:, None].numpy()),
+        "image_to_text": _rank(images, texts, [rows.numpy() for rows in owned]),
     }
+
+
+def retrieval_figures(ranks: Mapping[str, Ranks], recall_at: Sequence[int] = RECALL_AT) -> dict[str, float]:
+    """Figures of all directions, named like `image_to_text/recall@1`; see `Ranks.figures`."""
+    return {
+        f"{direction}/{name}": value
+        for direction, found in ranks.items()
+        for name, value in found.figures(recall_at).items()
+    }
+
+
+def classification_ranks(image_embeddings: Tensor, class_embeddings: Tensor, labels: Tensor) -> Ranks:
+    """Rank the classes for each image; `recall(1)` is top-1 accuracy.
+
+    Args:
+        image_embeddings: `[N, D]` unit length.
+        class_embeddings: `[C, D]` unit length.
+        labels: `[N]` right class of each image.
+
+    Raises:
+        DataError: an embedding is not finite.
+    """
+    images, classes = _finite("image", image_embeddings), _finite("class", class_embeddings)
+    return _rank(images, classes, labels[:, None].numpy())
+
+
+def _finite(kind: str, embeddings: Tensor) -> Tensor:
+    # Comparisons with NaN are false: a broken model would have nothing in front of its right answers.
+    wrong = int((~embeddings.isfinite()).any(1).sum())
+    if wrong:
+        raise DataError(f"{wrong} of {len(embeddings)} {kind} embeddings are not finite; the model is broken")
+    return embeddings.detach().float().cpu()
+
+
+def _rank(queries: Tensor, candidates: Tensor, right: Sequence[np.ndarray] | np.ndarray) -> Ranks:
+    """Ranks of queries `[Q, D]` among candidates `[C, D]`; `right` holds rows of the right candidates of each."""
+    distinct, place = _distinct(candidates)
+    rank, ties = np.empty(len(queries), np.int64), np.empty(len(queries), np.int64)
+    precision = np.empty(len(queries))
+    for block in torch.arange(len(queries)).split(max(1, BLOCK_SCORES // len(candidates))):
+        scores = (queries[block] @ distinct.T).numpy()
+        if place is not None:
+            scores = scores[:, place]
+        # Row by row: a row stays in the processor's cache while it is compared with each right score.
+        for query, row in zip(block.tolist(), scores, strict=True):
+            own = np.sort(row[right[query]])[::-1]
+            row[right[query]] = -np.inf
+            in_front = np.array([np.count_nonzero(row >= score) for score in own])
+            rank[query] = in_front[0]
+            ties[query] = in_front[0] - np.count_nonzero(row > own[0])
+            found = np.arange(1, len(own) + 1)
+            precision[query] = np.mean(found / (in_front + found))
+    return Ranks(torch.from_numpy(rank), torch.from_numpy(ties), torch.from_numpy(precision), len(candidates))
+
+
+def _distinct(embeddings: Tensor) -> tuple[Tensor, np.ndarray | None]:
+    """The distinct rows, and which of them each row is; None where all differ."""
+    places: dict[bytes, int] = {}
+    place = np.array([places.setdefault(hashlib.sha256(row).digest(), len(places)) for row in embeddings.numpy()])
+    if len(places) == len(embeddings):
+        return embeddings, None
+    _, first = np.unique(place, return_index=True)
+    return embeddings[torch.from_numpy(first)], place

@@ -19,7 +19,7 @@ from pydantic import Field
 
 from longclip.checkpoint import load_checkpoint
 from longclip.files import whole_directory
-from longclip.metrics import RECALL_AT, retrieval_recall
+from longclip.metrics import RECALL_AT, retrieval_figures, retrieval_ranks
 from pipelines.embedding import EmbeddingSettings, embed_dataset
 from pipelines.entry import Progress, connect, run_entry
 from pipelines.parquet_files import open_parquet
@@ -86,8 +86,8 @@ def measure(settings: BenchmarkSettings, source: str) -> tuple[dict[str, Any], i
         image_of_text = torch.repeat_interleave(torch.tensor([len(part) for part in parts]))
         texts = torch.from_numpy(np.concatenate(parts))
         figures[f"{column}/texts"] = len(texts)
-        recall = retrieval_recall(images, texts, image_of_text)
-        figures |= {f"{column}/{name}": value for name, value in recall.items()}
+        found = retrieval_figures(retrieval_ranks(images, texts, image_of_text))
+        figures |= {f"{column}/{name}": value for name, value in found.items()}
     return figures, data.rows, ray.get(quarantine.reasons.remote())
 
 
