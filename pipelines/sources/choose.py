@@ -4,8 +4,9 @@ import json
 
 from upath import UPath
 
-from longclip.errors import DataError
+from longclip.errors import ConfigError, DataError
 from pipelines.parquet_files import open_parquet
+from pipelines.sources.cifar_source import CifarSource
 from pipelines.sources.listings import LISTINGS, ListingSource
 from pipelines.sources.parquet_source import parquet_source
 from pipelines.sources.rows import Source
@@ -32,6 +33,11 @@ def open_source(field: str, value: str, settings: SourceSettings, storage: Stora
     with explained(field, value):
         kind = settings.format if settings.format != "auto" else _detect(field, path)
         images = open_path("source.images", settings.images, storage) if settings.images else _images_root(path, kind)
+        unknown = [name for name in ("split", "first_rows") if getattr(settings, name) is not None]
+        if kind not in LISTINGS and unknown:
+            raise ConfigError(f"source.{unknown[0]} is not for {kind}; it is for {', '.join(LISTINGS)}")
+        if kind == "cifar":
+            return CifarSource(field, path)
         if kind == "parquet":
             return parquet_source(field, open_parquet(field, value, storage, []), settings, storage, images)
         if kind == "webdataset":
@@ -42,6 +48,8 @@ def open_source(field: str, value: str, settings: SourceSettings, storage: Stora
 def _images_root(path: UPath, kind: str) -> UPath:
     if kind == "urban1k":
         return path / "image"
+    if kind == "dci":
+        return path / "photos"
     folder = path if path.is_dir() else path.parent
     return folder / "images" if (folder / "images").is_dir() else folder
 
@@ -55,6 +63,8 @@ def _detect(field: str, path: UPath) -> str:
     if path.is_dir():
         if (path / "image").is_dir() and (path / "caption").is_dir():
             return "urban1k"
+        if (path / "annotations").is_dir() and (path / "photos").is_dir():
+            return "dci"
         if any(name.lower().endswith(IMAGE_SUFFIXES) for name in names):
             return "folder"
     elif path.name.endswith((".token", ".token.txt")):
@@ -63,7 +73,7 @@ def _detect(field: str, path: UPath) -> str:
         kind = _detect_json(path)
         if kind:
             return kind
-    formats = ", ".join(("parquet", "webdataset", *LISTINGS))
+    formats = ", ".join(("parquet", "webdataset", "cifar", *LISTINGS))
     raise DataError(
         f"{field}='{path}' has no layout that can be told by its files; name it with --set source.format=, one of"
         f" {formats}"

@@ -39,6 +39,8 @@ class Entry:
     """Path below the images' root, or URI."""
     captions: list[str] = field(default_factory=list)
     problem: str | None = None
+    split: str | None = None
+    """Part of the set that the layout says it belongs to."""
 
 
 Listing = Callable[[UPath, UPath, SourceSettings], Iterator[Entry]]
@@ -55,8 +57,10 @@ class ListingSource:
     ) -> None:
         self.field, self.path, self.kind = field, path, kind
         self.settings, self.storage, self.images = settings, storage, images
-        entries = self._entries()
-        self.lists = any(len(entry.captions) > 1 for entry in islice(entries, BATCH_ENTRIES))
+        first = list(islice(self._entries(), BATCH_ENTRIES))
+        if settings.split is not None and not first:
+            raise DataError(f"{field}='{path}' has no entry of source.split='{settings.split}'")
+        self.lists = any(len(entry.captions) > 1 for entry in first)
         self.table: ParquetSource | None = None
 
     def describe(self) -> str:
@@ -93,12 +97,17 @@ class ListingSource:
     def _table(self, path: UPath) -> ParquetSource:
         data = open_parquet(self.field, str(path), self.storage, ["id"])
         # The images' root was looked up; the names of the columns are ours.
-        settings = self.settings.model_copy(update={"id": "id", "image": "image", "caption": "caption", "keep": []})
+        settings = self.settings.model_copy(
+            update={"id": "id", "image": "image", "caption": "caption", "label": None, "keep": []}
+        )
         return parquet_source(self.field, data, settings, self.storage, self.images, self.kind)
 
     def _entries(self) -> Iterator[Entry]:
         try:
-            yield from LISTINGS[self.kind](self.path, self.images, self.settings)
+            wanted = self.settings.split
+            entries = LISTINGS[self.kind](self.path, self.images, self.settings)
+            chosen = (entry for entry in entries if wanted in (None, entry.split))
+            yield from islice(chosen, self.settings.first_rows)
         except (ijson.JSONError, UnicodeDecodeError) as error:
             raise DataError(
                 f"{self.field}='{self.path}' cannot be read as {self.kind}: {' '.join(str(error).split())[:200]}"
@@ -128,7 +137,7 @@ def object_entry(
     if caption_name is None:
         return Entry(key, image, problem="entry has no caption")
     captions, problem = caption_texts(text_of(item[caption_name]))
-    return Entry(key, image, captions, problem)
+    return Entry(key, image, captions, problem, item.get("split"))
 
 
 def sharegpt4v(path: UPath, images: UPath, settings: SourceSettings) -> Iterator[Entry]:
@@ -202,7 +211,7 @@ def coco(path: UPath, images: UPath, settings: SourceSettings) -> Iterator[Entry
             image = f"{folder}/{name}" if folder and name else name
             key = item.get("id", item.get("cocoid", item.get("imgid", name)))
             problem = problem if isinstance(name, str) else "entry has no image"
-            yield Entry(str(number if key is None else key), image, texts, problem)
+            yield Entry(str(number if key is None else key), image, texts, problem, item.get("split"))
     for key, texts in captions.items():
         yield Entry(str(key), problem=f"{len(texts)} captions of an image that is not listed")
 
@@ -221,6 +230,26 @@ def flickr30k(path: UPath, images: UPath, settings: SourceSettings) -> Iterator[
         captions = [caption for _, caption in group if caption is not None]
         problem = None if captions else "line has no tab between image and caption"
         yield Entry(PurePosixPath(name).stem if captions else name, name if captions else None, captions, problem)
+
+
+def dci(path: UPath, images: UPath, settings: SourceSettings) -> Iterator[Entry]:
+    """`annotations/*.json` of `{image, short_caption, extra_caption}`: DCI's extended caption is both, in lines."""
+    base = path.path.rstrip("/")
+    for name in sorted(found for found in path.fs.find(f"{base}/annotations") if found.endswith(".json")):
+        key = PurePosixPath(name).stem
+        try:
+            item = json.loads(path.fs.cat_file(name))
+            caption = f"{item['short_caption']}\n{item['extra_caption']}"
+            yield Entry(key, item["image"], [caption])
+        except (ValueError, KeyError, TypeError) as error:
+            yield Entry(key, problem=f"'{key}.json' is no annotation of DCI: {type(error).__name__}: {error}")
+
+
+def class_folders(path: UPath, images: UPath, settings: SourceSettings) -> Iterator[Entry]:
+    """A folder for each class; its name stands in the caption's place."""
+    for name in sorted(_images_below(path)):
+        label, inside, _ = name.partition("/")
+        yield Entry(name, name, [label]) if inside else Entry(name, problem="image stands in no folder of a class")
 
 
 def urban1k(path: UPath, images: UPath, settings: SourceSettings) -> Iterator[Entry]:
@@ -266,9 +295,11 @@ LISTINGS: dict[str, Listing] = {
     "docci": jsonl,
     "iiw": iiw,
     "jsonl": jsonl,
+    "dci": dci,
     "coco": coco,
     "flickr30k": flickr30k,
     "urban1k": urban1k,
     "folder": folder,
+    "class_folders": class_folders,
 }
 """Layouts whose images stand in files of their own."""

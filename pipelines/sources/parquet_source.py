@@ -81,7 +81,8 @@ class ParquetSource:
         for place, row in enumerate(rows):
             key = row.get(self.id) if self.id else None
             image = fetched.get(place, cells[place])
-            captions, problem = caption_texts(row[self.caption])
+            label = row[self.caption] if self.settings.label else None
+            captions, problem = ([str(label)], None) if label is not None else caption_texts(row[self.caption])
             if isinstance(image, str):
                 problem, image = problem or image or "image is absent", b""
             elif image is None:
@@ -114,7 +115,7 @@ def parquet_source(
     present = data.schema.names
     roles = {
         "image": first_known(settings.image, IMAGE_NAMES, present),
-        "caption": first_known(settings.caption, CAPTION_NAMES, present),
+        "caption": first_known(settings.label or settings.caption, CAPTION_NAMES, present),
     }
     for role, column in roles.items():
         if column is None:

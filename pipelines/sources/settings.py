@@ -8,7 +8,20 @@ from pydantic import Field, PositiveInt
 from pipelines.settings import Settings
 
 Format = Literal[
-    "auto", "parquet", "webdataset", "sharegpt4v", "docci", "iiw", "jsonl", "coco", "flickr30k", "urban1k", "folder"
+    "auto",
+    "parquet",
+    "webdataset",
+    "sharegpt4v",
+    "docci",
+    "dci",
+    "iiw",
+    "jsonl",
+    "coco",
+    "flickr30k",
+    "urban1k",
+    "folder",
+    "class_folders",
+    "cifar",
 ]
 
 ID_NAMES = ("id", "key", "uid", "example_id", "image_id", "__key__", "sha256")
@@ -27,9 +40,10 @@ class SourceSettings(Settings):
     """How the input is read."""
 
     format: Format = "auto"
-    """Layout: parquet, webdataset (tars), sharegpt4v (JSON), docci, iiw, jsonl (one object a line), coco (captions or
-    Karpathy's splits), flickr30k (token file), urban1k (image/ and caption/), folder (images with .txt beside them).
-    Output of img2dataset is parquet, webdataset or folder. `auto` looks at the files."""
+    """Layout: parquet, webdataset (tars), sharegpt4v (JSON), docci, dci (annotations/), iiw, jsonl (one object a line),
+    coco (captions or Karpathy's splits), flickr30k (token file), urban1k (image/ and caption/), folder (images with
+    .txt beside them). Output of img2dataset is parquet, webdataset or folder. `auto` looks at the files. For
+    classification, never found by themselves: class_folders (a folder of images a class), cifar (binary version)."""
     images: str | None = None
     """Directory or URI that image paths are relative to; empty takes the place of the annotations, or images/ there."""
     id: str | None = None
@@ -38,6 +52,12 @@ class SourceSettings(Settings):
     """Column or JSON field of the image: bytes, a struct of bytes and path, a path or a URI."""
     caption: str | None = None
     """Column or JSON field of the caption: a text or a list of texts; empty takes the first known name."""
+    label: str | None = None
+    """Parquet column of a class, a name or a number, for classification: it takes the caption's place."""
+    split: str | None = None
+    """Take only entries whose `split` is this; JSON layouts that have one, such as DOCCI and Karpathy's."""
+    first_rows: PositiveInt | None = None
+    """Take only the first entries of a layout whose images stand in files of their own."""
     keep: list[str] = Field(default=[])
     """Further Parquet columns to hand on."""
     uri_schemes: list[str] = Field(default=["s3", "gs", "az", "abfs"])
