@@ -53,10 +53,11 @@ class _Gather(Function):
     def forward(ctx, features: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
         ctx.rows = features.shape[0]
         gathered = features.new_empty(world_size() * ctx.rows, *features.shape[1:])
-        dist.all_gather(list(gathered.split(ctx.rows)), features.contiguous())
+        dist.all_gather_into_tensor(gathered, features.contiguous())
         return gathered
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
-        total = sum_over_workers(gradient)
-        return total[rank() * ctx.rows : (rank() + 1) * ctx.rows]
+        own = gradient.new_empty(ctx.rows, *gradient.shape[1:])
+        dist.reduce_scatter_tensor(own, gradient.contiguous())
+        return own
