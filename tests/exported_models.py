@@ -27,13 +27,13 @@ def small_config(context_length: int = 77, activation: str = "quick_gelu", layer
     )
 
 
-def random_clip(config: CLIPConfig, seed: int = 0) -> Checkpoint:
+def random_clip(config: CLIPConfig, seed: int = 0, noise: float = 0.1) -> Checkpoint:
     """A CLIP with no weight of 0 or 1, as layer norms and biases have after initialisation: none can be mistaken."""
     torch.manual_seed(seed)
     checkpoint = new_model(config)
     with torch.no_grad():
         for weight in checkpoint.model.parameters():
-            weight.add_(torch.randn_like(weight) * 0.1)
+            weight.add_(torch.randn_like(weight) * noise)
     checkpoint.model.eval()
     return checkpoint
 

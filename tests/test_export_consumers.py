@@ -13,7 +13,7 @@ from onnxruntime import InferenceSession
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
-from transformers import CLIPConfig
+from transformers import CLIPConfig, CLIPTextConfig, CLIPTextModelWithProjection
 
 from longclip.checkpoint import Checkpoint
 from longclip.convert import convert_checkpoint
@@ -56,7 +56,7 @@ def through_open_clip(source: str, checkpoint: Checkpoint, open_clip: Path, fold
     save_file({"pixel_values": pixel_values, "picture": pixels}, folder / "inputs.safetensors")
     script = Path(__file__).with_name("through_open_clip.py")
     command = [sys.executable, str(script), source, str(folder / "inputs.safetensors"), str(folder / "out.safetensors")]
-    environment = {**os.environ, "PYTHONPATH": str(open_clip)}
+    environment = {**os.environ, "PYTHONPATH": str(open_clip)}  # behind the script's own folder
     done = subprocess.run(
         command, input=json.dumps(TEXTS), env=environment, capture_output=True, text=True, check=False
     )
@@ -114,6 +114,22 @@ def test_sentence_transformers_loads_texts_and_images(small_long_clip: Checkpoin
         "image_embeds": model.encode([PICTURE], convert_to_tensor=True),
     }
     assert_same_embeddings(results, small_long_clip, atol=1e-5)
+
+
+def test_text_encoder_file_is_all_that_a_text_encoder_needs(small_long_clip: Checkpoint, tmp_path: Path) -> None:
+    export_checkpoint(small_long_clip, "text-encoder", tmp_path / "clip_l.safetensors")
+    state = load_file(tmp_path / "clip_l.safetensors")
+    # What comfy/text_encoders/long_clipl.py of ComfyUI looks at to tell a Long-CLIP.
+    assert state["text_model.embeddings.position_embedding.weight"].shape[0] == 248
+    assert "text_model.encoder.layers.1.mlp.fc1.weight" in state  # and its comfy/sd.py, to tell CLIP-L from others
+    config = small_long_clip.model.config
+    text_config = CLIPTextConfig(**{**config.text_config.to_dict(), "projection_dim": config.projection_dim})
+    model = CLIPTextModelWithProjection(text_config)
+    model.load_state_dict(state)
+    tokens = small_long_clip.tokenizer(TEXTS, padding=True, truncation=True, return_tensors="pt")
+    with torch.no_grad():
+        found = model.eval()(**tokens).text_embeds
+    torch.testing.assert_close(found, long_clip_embeddings(small_long_clip)["text_embeds"], rtol=0, atol=1e-5)
 
 
 def test_onnxruntime_computes_both_towers_of_any_length(small_long_clip: Checkpoint, tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ transform.
 import json
 import sys
 
+import loadable_torchvision  # noqa: F401  before open_clip
+import open_clip
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -17,13 +19,6 @@ from safetensors.torch import load_file, save_file
 
 def main(source: str, inputs: str, outputs: str) -> None:
     """See above."""
-    if not torch.backends.cuda.is_built():
-        # The registry's torchvision is built for CUDA. With a torch that is not, its operators cannot be loaded, and it
-        # fails at import because the two that it describes there are missing. open_clip calls none of them.
-        for operator in ("nms", "qnms"):
-            torch.library.define(f"torchvision::{operator}", "(Tensor dets, Tensor scores, float threshold) -> Tensor")
-    import open_clip
-
     given = load_file(inputs)
     if source.startswith("local-dir:"):
         model, _, preprocess = open_clip.create_model_and_transforms(source)
