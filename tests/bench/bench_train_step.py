@@ -6,11 +6,13 @@ Rivals have the same weights, batch and objective:
     ours        length-sorted micro-batches, last layers where they are read, projector gradient
     cached      ours with gradient caching, a quarter of the batch at once (with --cached)
 
+With --compile, the layers of ours and cached are compiled.
+
 Captions have 180 +- 38 tokens, summaries about 21, as ShareGPT4V's. First the losses must agree to 1e-6 and the
 gradients (of all parameters together) to 1e-5, in float32, else exit code 1.
 
     python tests/bench/bench_train_step.py [--quick] [--model B/16] [--batch 32]
-    python tests/bench/bench_train_step.py --device cuda --model L/14 --batch 1024 --cached
+    python tests/bench/bench_train_step.py --device cuda --model L/14 --batch 1024 --cached --compile
 
 Needs torch, transformers, numpy, pillow and safetensors only. On a CPU: one thread, process CPU time. On a GPU:
 bfloat16, wall clock, and the share of the peak that --peak-tflops names. The last line is JSON; `ratio` is official's
@@ -21,7 +23,9 @@ import gc
 import sys
 import time
 from collections.abc import Callable
+from copy import deepcopy
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +34,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPConfig, CLIPModel
 
 from harness import alternating, arguments, report
+from longclip.compiling import compile_layers
 from longclip.images import ImageTransform
 from longclip.loss import LossConfig
 from longclip.task import ImageTextBatch, PairEncoder, backward, divide
@@ -109,7 +114,8 @@ class Contenders:
     def __init__(self, model: CLIPModel, batch: ImageTextBatch, device: str, chunk_size: int) -> None:
         self.model, self.batch, self.bf16, self.device = model.to(device).train(), batch, device == "cuda", device
         self.transform = ImageTransform(224)
-        self.encoder = PairEncoder(self.model, self.transform)
+        self.own = deepcopy(self.model)
+        self.encoder = PairEncoder(self.own, self.transform)
         self.loss = LossConfig(summary_loss_weight=1.0, pca_dim=min(32, len(batch) // 3))
         self.chunk_size = chunk_size
         assert batch.summary is not None
@@ -134,10 +140,18 @@ class Contenders:
         """The step of this library."""
         return backward(self.encoder, self.batch, self.loss, chunk_size, self.bf16)["loss"]
 
-    def rivals(self, cached: bool) -> dict[str, Callable[[], Tensor]]:
-        """Name -> step, which leaves gradients."""
-        found: dict[str, Callable[[], Tensor]] = {"official": self.official, "ours": self.ours}
-        return found | ({"cached": partial(self.ours, self.chunk_size)} if cached else {})
+    def rivals(self, cached: bool) -> dict[str, "Rival"]:
+        """By name."""
+        found = {"official": Rival(self.model, self.official), "ours": Rival(self.own, self.ours)}
+        return found | ({"cached": Rival(self.own, partial(self.ours, self.chunk_size))} if cached else {})
+
+
+class Rival(NamedTuple):
+    """A way to compute the step."""
+
+    model: CLIPModel
+    step: Callable[[], Tensor]
+    """The loss; gradients are left in the model."""
 
 
 def fresh(step: Callable[[], Tensor], model: nn.Module, device: str) -> Tensor:
@@ -149,14 +163,13 @@ def fresh(step: Callable[[], Tensor], model: nn.Module, device: str) -> Tensor:
     return loss
 
 
-def compare(contenders: Contenders, rivals: dict[str, Callable[[], Tensor]]) -> None:
+def compare(contenders: Contenders, rivals: dict[str, Rival]) -> None:
     """End the benchmark if the rivals do not compute the same (in float32)."""
     bf16, contenders.bf16 = contenders.bf16, False
     found = {}
-    for name, step in rivals.items():
-        loss = fresh(step, contenders.model, contenders.device)
-        gradients = {key: p.grad.clone() for key, p in contenders.model.named_parameters() if p.grad is not None}
-        found[name] = loss, gradients
+    for name, (model, step) in rivals.items():
+        loss = fresh(step, model, contenders.device)
+        found[name] = loss, {key: p.grad.clone() for key, p in model.named_parameters() if p.grad is not None}
     contenders.bf16 = bf16
     exact_loss, exact = found["official"]
     norm = sum(gradient.square().sum() for gradient in exact.values()).sqrt()
@@ -176,6 +189,7 @@ def main() -> None:
         batch={"type": int, "default": None, "help": "pairs (default: 32; 6 with --quick)"},
         device={"choices": ["cpu", "cuda"], "default": "cpu"},
         cached={"action": "store_true", "help": "with gradient caching as well"},
+        compile={"action": "store_true", "help": "compile the layers of ours"},
         peak_tflops={"type": float, "default": 989.0, "help": "dense bfloat16 peak of the GPU (default: H100, H200)"},
     )
     torch.set_num_threads(1)
@@ -184,14 +198,18 @@ def main() -> None:
         build(options.model, 3 if options.quick else None), batch, options.device, max(1, len(batch) // 4)
     )
     rivals = contenders.rivals(options.cached)
-    compare(contenders, rivals)
     flops = {}
-    for name, step in rivals.items():
+    for name, (model, step) in rivals.items():
         with FlopCounterMode(display=False) as counter:
-            fresh(step, contenders.model, options.device)
+            fresh(step, model, options.device)
         flops[name] = counter.get_total_flops()
+    if options.compile:  # the counter sees no operations in compiled layers
+        compile_layers(contenders.own)
+    compare(contenders, rivals)
     gc.collect()
-    runs = {name: partial(fresh, step, contenders.model, options.device) for name, step in rivals.items()}
+    runs = {name: partial(fresh, step, model, options.device) for name, (model, step) in rivals.items()}
+    if options.compile and options.device == "cuda":  # bfloat16 has graphs of its own
+        runs["ours"]()
     clock = time.process_time if options.device == "cpu" else time.perf_counter
     seconds = alternating(runs, 3 if options.quick else 5, clock)
     assert batch.summary is not None
@@ -209,6 +227,7 @@ def main() -> None:
         options.quick,
         model=options.model,
         batch=len(batch),
+        compiled=options.compile,
         device=torch.cuda.get_device_name() if options.device == "cuda" else "cpu, one thread",
         ratio=round(seconds["official"] / seconds["ours"], 2),
         flops_ratio=round(flops["official"] / flops["ours"], 2),
