@@ -65,7 +65,7 @@ def load_checkpoint(source: str | Path) -> Checkpoint:
     model = _read(source, "weights", lambda name: CLIPModel.from_pretrained(name, use_safetensors=True))
     tokenizer = _read(source, "tokenizer", CLIPTokenizer.from_pretrained)
     tokenizer.model_max_length = model.config.text_config.max_position_embeddings
-    return Checkpoint(model.float().eval(), tokenizer, _load_transform(source, model.config))
+    return Checkpoint(model.float().eval(), tokenizer, load_transform(source, model.config))
 
 
 def _read(source: str, part: str, read: Any) -> Any:
@@ -89,7 +89,8 @@ def _require_clip(source: str) -> None:
         )
 
 
-def _load_transform(source: str, config: CLIPConfig) -> ImageTransform:
+def load_transform(source: str | Path, config: CLIPConfig) -> ImageTransform:
+    """The image transform of a Hugging Face directory; CLIP's own where it has no file of one."""
     size = config.vision_config.image_size
     path = Path(source) / "preprocessor_config.json"
     if not path.is_file():  # a hub name, or a directory without one: CLIP's constants hold for all published CLIPs

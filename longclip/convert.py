@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from transformers import CLIPConfig, CLIPModel
 
-from longclip.checkpoint import MANIFEST, Checkpoint, load_checkpoint, save_checkpoint
+from longclip.checkpoint import MANIFEST, Checkpoint, load_checkpoint, load_transform, save_checkpoint
 from longclip.command_line import run_command
 from longclip.companions import Companion, read_companion
 from longclip.errors import CheckpointError, ConfigError
@@ -109,7 +109,7 @@ def stretch_checkpoint(
     except ValueError as error:
         raise ConfigError(str(error)) from error
     replace_positions(checkpoint.model, table)
-    tokenizer = copy.deepcopy(checkpoint.tokenizer)
+    tokenizer = copy.copy(checkpoint.tokenizer)  # a deep copy would lose how it decodes
     tokenizer.model_max_length = table.shape[0]
     return Checkpoint(checkpoint.model, tokenizer, checkpoint.transform)
 
@@ -193,11 +193,11 @@ def _read_weights(weights: Path, activation: str | None, image_tower: str | Path
     converted = to_huggingface(state)
     model = _build_model(converted, infer_config(converted, chosen, companion.hints))
     config = model.config
-    checkpoint = Checkpoint(
-        model,
-        build_tokenizer(config.text_config.max_position_embeddings),
-        ImageTransform(config.vision_config.image_size, companion.mean, companion.std),
-    )
+    if layout == "huggingface":
+        transform = load_transform(weights.parent, config)
+    else:
+        transform = ImageTransform(config.vision_config.image_size, companion.mean, companion.std)
+    checkpoint = Checkpoint(model, build_tokenizer(config.text_config.max_position_embeddings), transform)
     return Conversion(checkpoint, companion.source_format or layout, weights, assumed)
 
 

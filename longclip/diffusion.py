@@ -99,7 +99,8 @@ def use_long_clip(
     context_length = _common_length(changes)
     for place in places:
         name, _ = _PLACES[place]
-        tokenizer = copy.deepcopy(getattr(pipeline, name))  # with its padding token, which the image model is used to
+        # With its padding token, which the image model is used to. A deep copy would lose how it decodes.
+        tokenizer = copy.copy(getattr(pipeline, name))
         tokenizer.model_max_length = context_length
         changes[name] = tokenizer
     if hasattr(pipeline, "tokenizer_max_length"):  # read from the tokenizer when the pipeline was made

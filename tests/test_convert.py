@@ -305,7 +305,11 @@ def test_hugging_face_directory_and_loose_files(openai: State, hugging_face_dir:
     old = tmp_path / "old"
     shutil.copytree(hugging_face_dir, old, ignore=shutil.ignore_patterns("model.safetensors"))
     torch.save(loose, old / "pytorch_model.bin")
-    assert same_weights(convert_checkpoint(old), expected)
+    processor = json.loads((old / "preprocessor_config.json").read_text())
+    (old / "preprocessor_config.json").write_text(json.dumps({**processor, "image_mean": [0.5, 0.5, 0.5]}))
+    converted = convert_checkpoint(old)
+    assert same_weights(converted, expected)
+    assert converted.transform.mean == (0.5, 0.5, 0.5)
 
 
 # --- stretching ---
@@ -318,6 +322,7 @@ def test_stretch_checkpoint(openai: State, tmp_path: Path) -> None:
     assert stretched.model is checkpoint.model
     assert stretched.context_length == stretched.tokenizer.model_max_length == 30 + 47 * 2
     assert checkpoint.tokenizer.model_max_length == 77
+    assert stretched.tokenizer.decode(stretched.tokenizer("a cat").input_ids, skip_special_tokens=True) == "a cat"
     table = stretched.model.text_model.embeddings.position_embedding.weight
     assert torch.equal(table, stretch_positions(openai["positional_embedding"], 30, 2))
     ids = torch.full((1, 124), 49407)

@@ -58,6 +58,7 @@ def test_first_prompt_embeddings_are_those_of_the_text_tower() -> None:
     pipeline, checkpoint = stable_diffusion(), long_clip_for("SD 1.x")
     with use_long_clip(pipeline, checkpoint):
         embeddings, negative = pipeline.encode_prompt(PROMPT, "cpu", 1, True, negative_prompt="blurred")
+        assert pipeline.tokenizer.decode(pipeline.tokenizer("a cat").input_ids, skip_special_tokens=True) == "a cat"
     assert embeddings.shape == negative.shape == (1, 248, 64)
     padded = checkpoint.tokenizer([PROMPT, "blurred"], padding="max_length", return_tensors="pt").input_ids
     assert padded[0, -1] == padded[1, 3] == 49407  # padded with the end token, as SD 1.x is
