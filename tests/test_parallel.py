@@ -1,5 +1,7 @@
-"""Towers that two workers share: the steps of one process, half of the memory, checkpoints written whole."""
+"""Two workers that hold the model each, or share it: the steps of one process. A shared model takes half of the memory
+on each, and its checkpoints are written whole."""
 
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 
 from longclip.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from longclip.compiling import compile_layers
@@ -25,6 +28,7 @@ from tests.training_steps import LOSS, assert_same_gradients, share_of_batch, ti
 pytestmark = pytest.mark.slow
 
 WORKERS, STEPS = 2, 3
+STRATEGIES = ("ddp", "fsdp")
 
 WAYS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -36,31 +40,34 @@ WAYS: dict[str, dict[str, Any]] = {
 
 
 class Training:
-    """A run of some steps, in one of the `WAYS`, sharded or not."""
+    """A run of some steps in one of the `WAYS`, with one of the `STRATEGIES`."""
 
     def __init__(
         self,
-        sharded: bool,
+        strategy: str | None,
         chunk_size: int | None = None,
         checkpoint_layers: bool = False,
         compiled: bool = False,
         locked: bool = False,
     ) -> None:
         self.encoder = tiny_encoder(checkpoint_layers=checkpoint_layers).train()
+        self.module: PairEncoder | DistributedDataParallel = self.encoder
         self.chunk_size = chunk_size
         if locked:
             lock_tower(self.encoder.model, "image")
-        if sharded and compiled:
+        if strategy and compiled:
             compile_layers(self.encoder.model, "aot_eager")
-        if sharded:
+        if strategy == "fsdp":
             shard(self.encoder)
+        elif strategy == "ddp":
+            self.module = DistributedDataParallel(self.encoder)
         # A larger epsilon: gradients that are zero but for rounding must not become steps of full size.
         self.optimizer = torch.optim.AdamW(parameter_groups(self.encoder.model, 0.1), lr=1e-3, eps=1e-4, fused=True)
 
     def step(self, world_size: int, rank: int) -> dict[str, Any]:
         """Losses, norm and gradients of a step."""
         self.optimizer.zero_grad()
-        losses = backward(self.encoder, share_of_batch(world_size, rank), LOSS, self.chunk_size)
+        losses = backward(self.module, share_of_batch(world_size, rank), LOSS, self.chunk_size)
         gradients = {name: whole(p.grad) for name, p in self.encoder.named_parameters() if p.grad is not None}
         norm = clip_gradients(self.encoder, 1.0)
         self.optimizer.step()
@@ -90,15 +97,17 @@ def _worker(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=WORKERS)
     found: dict[Any, Any] = {}
-    for name, way in WAYS.items():
-        run = Training(True, **way)
-        found[name] = [run.step(WORKERS, rank) for _ in range(STEPS)]
-        found[name, "parameters"] = {name: whole(p) for name, p in run.encoder.named_parameters()}
-        found[name, "features"] = run.features()
-        found[name, "held"] = held(run.encoder, run.optimizer)
+    for strategy, (way, settings) in product(STRATEGIES, WAYS.items()):
+        run = Training(strategy, **settings)
+        found[strategy, way] = {
+            "steps": [run.step(WORKERS, rank) for _ in range(STEPS)],
+            "parameters": {name: whole(p) for name, p in run.encoder.named_parameters()},
+            "features": run.features(),
+            "held": held(run.encoder, run.optimizer),
+        }
 
     # A checkpoint in the middle, from which another run goes on.
-    first, second = Training(True), Training(True)
+    first, second = Training("fsdp"), Training("fsdp")
     first.step(WORKERS, rank)
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     weights: Any
@@ -133,34 +142,32 @@ def workers(folder: Path) -> list[dict[Any, Any]]:
     return [torch.load(folder / f"{rank}.pt") for rank in range(WORKERS)]
 
 
+@pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("way", WAYS)
-def test_sharded_steps_are_those_of_one_process(way: str, workers: list[dict[Any, Any]]) -> None:
-    alone = Training(False, **WAYS[way])
+def test_steps_are_those_of_one_process(way: str, strategy: str, workers: list[dict[Any, Any]]) -> None:
+    alone = Training(None, **WAYS[way])
     start = whole(text_positions(alone.encoder.model))
     steps = [alone.step(1, 0) for _ in range(STEPS)]
+    results = [found[strategy, way] for found in workers]
     for number, step in enumerate(steps):
-        for found in workers:
-            assert_same_gradients(found[way][number]["gradients"], step["gradients"], 1e-9)
-            torch.testing.assert_close(found[way][number]["norm"], step["norm"], rtol=1e-9, atol=0)
+        for result in results:
+            assert_same_gradients(result["steps"][number]["gradients"], step["gradients"], 1e-9)
+            torch.testing.assert_close(result["steps"][number]["norm"], step["norm"], rtol=1e-9, atol=0)
         for name, loss in step["losses"].items():
-            mean = sum(found[way][number]["losses"][name] for found in workers) / WORKERS
+            mean = sum(result["steps"][number]["losses"][name] for result in results) / WORKERS
             torch.testing.assert_close(mean, loss, rtol=1e-9, atol=0)
     assert steps[-1]["losses"]["loss"] < steps[0]["losses"]["loss"]
-    for found in workers:
-        parameters = found[way, "parameters"]
-        torch.testing.assert_close(parameters, dict(alone.encoder.named_parameters()), rtol=1e-8, atol=1e-10)
-        torch.testing.assert_close(found[way, "features"], alone.features(), rtol=1e-7, atol=1e-8)
-        positions = parameters["model.text_model.embeddings.position_embedding.weight"]
+    for result in results:
+        torch.testing.assert_close(result["parameters"], dict(alone.encoder.named_parameters()), rtol=1e-8, atol=1e-10)
+        torch.testing.assert_close(result["features"], alone.features(), rtol=1e-7, atol=1e-8)
+        positions = result["parameters"]["model.text_model.embeddings.position_embedding.weight"]
         assert torch.equal(positions[:20], start[:20])
         assert not torch.equal(positions[20:], start[20:])
 
 
 def test_each_worker_holds_its_part(workers: list[dict[Any, Any]]) -> None:
-    alone = Training(False)
-    alone.step(1, 0)
-    everything = held(alone.encoder, alone.optimizer)
     for found in workers:
-        assert found["plain", "held"] < 0.51 * everything
+        assert found["fsdp", "plain"]["held"] < 0.51 * found["ddp", "plain"]["held"]
 
 
 def test_a_checkpoint_is_written_whole_and_resumed(folder: Path, workers: list[dict[Any, Any]]) -> None:
