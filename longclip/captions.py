@@ -105,9 +105,26 @@ def random_sentences(caption: str, key: str, count: int = 2) -> str:
     sentences = split_sentences(caption)
     if len(sentences) <= count:
         return caption.strip()
-    seed = hashlib.sha256(f"{key}\0{caption}".encode()).digest()
-    chosen = sorted(random.Random(seed).sample(range(len(sentences)), count))
+    chosen = sorted(_drawn_by(caption, key).sample(range(len(sentences)), count))
     return " ".join(sentences[index] for index in chosen)
+
+
+def shuffle_sentences(caption: str, key: str) -> str:
+    """All sentences in an order drawn by the key."""
+    sentences = split_sentences(caption)
+    _drawn_by(caption, key).shuffle(sentences)
+    return " ".join(sentences)
+
+
+def drop_words(caption: str, key: str, share: float = 0.5) -> str:
+    """The caption without a share of its words, drawn by the key; one is kept at least."""
+    kept = caption.split()
+    count = max(1, round(len(kept) * (1 - share)))
+    return " ".join(kept[place] for place in sorted(_drawn_by(caption, key).sample(range(len(kept)), count)))
+
+
+def _drawn_by(caption: str, key: str) -> random.Random:
+    return random.Random(hashlib.sha256(f"{key}\0{caption}".encode()).digest())
 
 
 _SUMMARIZERS: dict[str, Summarizer] = {
@@ -121,3 +138,17 @@ _SUMMARIZERS: dict[str, Summarizer] = {
 def summarizer(strategy: str) -> Summarizer:
     """The summarizer of a strategy's name; `KeyError` for any other."""
     return _SUMMARIZERS[strategy]
+
+
+_CHANGES: dict[str, Summarizer] = {
+    "sentences_shuffled": shuffle_sentences,
+    "first_sentence_dropped": drop_first,
+    "half_of_words_dropped": drop_words,
+}
+CHANGES: tuple[str, ...] = tuple(_CHANGES)
+"""Names of what can be done to a caption to see what a model reads of it."""
+
+
+def changer(name: str) -> Summarizer:
+    """The change of a name in `CHANGES`; `KeyError` for any other."""
+    return _CHANGES[name]

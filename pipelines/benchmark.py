@@ -1,109 +1,99 @@
-"""Measure retrieval in both directions, for one or several checkpoints, and compare them.
+"""Measure checkpoints on retrieval and zero-shot tasks, and compare them.
 
-Recall at 1, 5 and 10 of every text column. A cell may hold one caption or a list of them: image-to-text then counts any
-of them. Each checkpoint reads as many tokens as it has positions, so plain CLIP is cut at 77.
+A task is a protocol that is pinned by name (coco5k, flickr30k-1k, flickr30k-full, sharegpt4v-1k, urban1k, docci, dci,
+iiw, imagenet, imagenet-v2, imagenet-o, cifar10, cifar100; see protocols.yaml), or any set of your own. A model is a
+directory, a hub name, models:/name/version, models:/name@alias, or a file of official weights.
 
-    python pipelines/benchmark.py --set data=/data/test --set 'texts=[caption, short_caption]' \\
-        --set 'models={base: openai/clip-vit-base-patch16, finetuned: /data/run1/checkpoint}' --set output=/data/bench
+    python pipelines/benchmark.py --set 'models={base: openai/clip-vit-base-patch16, tuned: /data/run1/checkpoint}' \\
+        --set tasks.urban1k.data=/data/Urban1k --set tasks.cifar10.data=/data/cifar-10-binary.tar.gz \\
+        --set 'tasks.mine={data: /data/test, source: {caption: caption}}' --set output=/data/bench
+
+Writes report.html, report.md, results.json, one JSON a task, and the rank of every query in ranks/.
 """
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-import numpy as np
-import ray
-import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from longclip.checkpoint import load_checkpoint
 from longclip.files import whole_directory
-from longclip.metrics import RECALL_AT, retrieval_figures, retrieval_ranks
-from pipelines.embedding import EmbeddingSettings, embed_dataset
-from pipelines.entry import Progress, connect, run_entry
-from pipelines.parquet_files import open_parquet
-from pipelines.records import start_quarantine, write_quarantine
+from pipelines.entry import Progress, run_entry
+from pipelines.evaluation_report import render_html, render_markdown
+from pipelines.measure_job import MeasureJob, MeasureSettings, measure_job
+from pipelines.measuring import write_ranks
+from pipelines.records import write_quarantine
 from pipelines.settings import dump, load_settings, storage_path
+from pipelines.task_results import flat_figures, published, task_result
 
-RESULTS, TABLE = "results.json", "table.md"
+RESULTS, REPORT = "results.json", "report.md"
 
 
-class BenchmarkSettings(EmbeddingSettings):
+class BenchmarkSettings(MeasureSettings):
     """Everything that defines a measurement."""
 
     models: dict[str, str] = Field(min_length=1)
-    """Checkpoints by the name they get in the table: directories or hub names."""
-    texts: list[str] = Field(default=["caption"], min_length=1)
-    """Text columns to measure, each by itself."""
+    """Models by the name they get in the report."""
+    base: str | None = None
+    """Model that the others are compared with, query by query; empty takes the first."""
+    published: dict[str, str] = Field(default={})
+    """Models that have published figures, by their name in published.yaml: `{tuned: long-clip-b16}`."""
+    long_text: bool = True
+    """On long texts, also measure recall against length, and with shuffled, dropped and thinned text."""
     output: str = "var/benchmark"
-    """Local directory for results.json and table.md; replaced if it exists."""
-    max_rejected_fraction: float = Field(default=0.0, ge=0, le=1)
-    """Share of rows that may be unusable. 0 by default: fewer candidates would flatter the figures."""
+    """Local directory of the results; replaced if it exists."""
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> Self:
+        for field, names, known in (
+            ("base", [self.base] if self.base else [], self.models),
+            ("published", list(self.published), self.models),
+            ("published", list(self.published.values()), published()),
+        ):
+            if wrong := [name for name in names if name not in known]:
+                raise ValueError(f"{field} names '{wrong[0]}'; known are {', '.join(known)}")
+        return self
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The entry; `argv` is the command line without the program's name."""
     settings = load_settings(BenchmarkSettings, __doc__ or "", argv)
     progress = Progress("benchmark")
-    results: dict[str, dict[str, Any]] = {}
-    rejected: dict[str, str] = {}
-    for name, source in settings.models.items():
-        print(f"embedding with {name} ({source})", flush=True)
-        results[name], rows, reasons = measure(settings, source)
-        rejected |= reasons
-    table = markdown_table(results, settings.texts)
     output = Path(storage_path("output", settings.output))
-    with whole_directory(output) as aside:
-        (aside / RESULTS).write_text(json.dumps({"settings": dump(settings), "results": results}, indent=2) + "\n")
-        (aside / TABLE).write_text(table + "\n")
-        write_quarantine(rejected, settings.data, "benchmark", aside / "quarantine.parquet")
-    print(f"\n{table}\n")
+    with measure_job(settings, output.parent) as job, whole_directory(output) as aside:
+        results, rows, rejected = measure_all(settings, job, aside)
+        figures = {"settings": dump(settings), "results": flat_figures(results)}
+        (aside / RESULTS).write_text(json.dumps(figures, indent=2) + "\n")
+        (aside / REPORT).write_text(render_markdown("Benchmark", results))
+        (aside / "report.html").write_text(render_html("Benchmark", results))
+        places = ", ".join(task.data for task in settings.tasks.values())
+        write_quarantine(rejected, places, "benchmark", aside / "quarantine.parquet")
+    print(f"\n{(output / REPORT).read_text()}")
     progress.summary(rows, rows - len(rejected), len(rejected), f"results in {output}")
 
 
-def measure(settings: BenchmarkSettings, source: str) -> tuple[dict[str, Any], int, dict[str, str]]:
-    """Figures of one checkpoint (`images`, `<column>/<direction>/recall@k`, ...), rows, and rejected rows."""
-    checkpoint = load_checkpoint(source)
-    needed = [settings.columns.id, settings.columns.image, *settings.texts]
-    data = open_parquet("data", settings.data, settings.storage, needed)
-    connect(settings.workers + 2)
-    quarantine = start_quarantine(data.rows, settings.max_rejected_fraction)
-    embedded = embed_dataset(
-        data.dataset(needed),
-        checkpoint,
-        source,
-        settings.columns,
-        quarantine,
-        texts=settings.texts,
-        workers=settings.workers,
-        use_gpu=settings.use_gpu,
-    ).take_all()
-    images = torch.from_numpy(np.stack([row["image_embedding"] for row in embedded]))
-    figures: dict[str, Any] = {"context_length": checkpoint.context_length, "images": len(images)}
-    for column in settings.texts:
-        parts = [row[f"{column}_embedding"] for row in embedded]
-        image_of_text = torch.repeat_interleave(torch.tensor([len(part) for part in parts]))
-        texts = torch.from_numpy(np.concatenate(parts))
-        figures[f"{column}/texts"] = len(texts)
-        found = retrieval_figures(retrieval_ranks(images, texts, image_of_text))
-        figures |= {f"{column}/{name}": value for name, value in found.items()}
-    return figures, data.rows, ray.get(quarantine.reasons.remote())
-
-
-def markdown_table(results: dict[str, dict[str, Any]], texts: list[str]) -> str:
-    """A Markdown table of recall in percent: one line per text column and checkpoint."""
-    heads = [f"{direction} R@{k}" for direction in ("T2I", "I2T") for k in RECALL_AT]
-    lines = ["| texts | model | tokens read | " + " | ".join(heads) + " |", "|---|---|---:|" + "---:|" * len(heads)]
-    for column in texts:
-        for name, figures in results.items():
-            directions = ("text_to_image", "image_to_text")
-            recall = [figures[f"{column}/{direction}/recall@{k}"] for direction in directions for k in RECALL_AT]
-            cells = " | ".join(f"{100 * value:.1f}" for value in recall)
-            lines.append(f"| {column} | {name} | {figures['context_length']} | {cells} |")
-    counts = next(iter(results.values()))
-    candidates = ", ".join(f"{counts[f'{column}/texts']} texts of {column}" for column in texts)
-    return "\n".join([*lines, "", f"Candidates: {counts['images']} images; {candidates}. Recall in percent."])
+def measure_all(
+    settings: BenchmarkSettings, job: MeasureJob, output: Path
+) -> tuple[list[dict[str, Any]], int, dict[str, str]]:
+    """Results of all tasks, rows that were read, and rejected ones; writes a JSON a task, and ranks, to `output`."""
+    models = {name: job.model(source) for name, source in settings.models.items()}
+    base = settings.base or next(iter(models))
+    results: list[dict[str, Any]] = []
+    rejected: dict[str, str] = {}
+    rows = 0
+    for task in job.tasks:
+        measured = {}
+        for name, model in models.items():
+            print(f"embedding with {name} ({settings.models[name]}): {task.name}", flush=True)
+            measured[name] = job.measure(model, task, settings.long_text)
+            write_ranks(measured[name], output / "ranks" / f"{task.name}.{name}.parquet")
+        reasons = {row: reason for found in measured.values() for row, reason in found.rejected.items()}
+        rows += next(iter(measured.values())).images + len(reasons)
+        rejected |= reasons
+        results.append(task_result(task, measured, settings.models, base, settings.published))
+        (output / f"{task.name}.json").write_text(json.dumps(results[-1], indent=2) + "\n")
+    return results, rows, rejected
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for number, step in enumerate(steps, start=1):
         run_step(f"[{number}/{len(steps)}]", step, directory)
     print(f"\nSynthetic scenes, {settings.test_rows} held out, before and after:\n")
-    print((directory / "benchmark" / benchmark.TABLE).read_text())
+    print((directory / "benchmark" / benchmark.REPORT).read_text())
     print(f"demo: {len(steps)} steps, {time.monotonic() - started:.0f} s; everything is in {directory}", flush=True)
     if settings.serve:
         serve(directory, settings.port, ray.get_runtime_context().gcs_address)
@@ -62,6 +62,8 @@ def demo_steps(settings: DemoSettings, directory: Path) -> list[Step]:
     summarized, bench = directory / "summarized", directory / "benchmark"
     base, checkpoint = directory / "base" / "checkpoint", directory / "finetuned" / "checkpoint"
     models = f"{{base: {base}, finetuned: {checkpoint}}}"
+    texts = {"long": "caption", "short": "short_caption"}
+    tasks = ", ".join(f"{k}: {{data: {test}, text: {k}, source: {{caption: {c}}}}}" for k, c in texts.items())
     return [
         Step("draw scenes to train on", sample_data, rows=settings.train_rows, output=train),
         Step("draw scenes to search", sample_data, rows=settings.test_rows, group_size=4, seed=1, output=test),
@@ -75,7 +77,7 @@ def demo_steps(settings: DemoSettings, directory: Path) -> list[Step]:
             model__base=base,
             output=checkpoint.parent,
         ),
-        Step("benchmark", benchmark, data=test, texts="[caption, short_caption]", models=models, output=bench),
+        Step("benchmark", benchmark, tasks=f"{{{tasks}}}", models=models, output=bench),
         Step("register", register, checkpoint=checkpoint, results=bench / benchmark.RESULTS, alias="champion"),
         Step("embed and index the scenes", embed, data=test, model=checkpoint, output=directory / "index"),
     ]

@@ -1,6 +1,7 @@
 """Embedding rows of a Parquet with a checkpoint, over Ray Data."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from pydantic import PositiveInt
 from ray.data import ActorPoolStrategy, Dataset
 
+from longclip.captions import changer
 from longclip.checkpoint import Checkpoint, load_checkpoint
 from longclip.encode import encode_image, encode_text, unit
 from longclip.tokenizer import tokenize
@@ -33,13 +35,24 @@ class EmbeddingSettings(Settings):
     """One GPU for each of them."""
 
 
+@dataclass(frozen=True)
+class Reading:
+    """One way of reading a column of texts."""
+
+    column: str
+    context_length: int | None = None
+    """Most tokens that are read, start and end token included; as many as the model reads where None."""
+    change: str | None = None
+    """What is done to the texts before (see `longclip.captions.changer`)."""
+
+
 def embed_dataset(
     dataset: Dataset,
     checkpoint: Checkpoint,
     source: str,
     columns: Columns,
     quarantine: Any,
-    texts: Sequence[str] = (),
+    texts: Mapping[str, Reading] | None = None,
     keep: Sequence[str] = (),
     workers: int = 1,
     use_gpu: bool = False,
@@ -52,21 +65,23 @@ def embed_dataset(
         source: where each actor loads the same checkpoint from.
         columns: names of the id and image columns.
         quarantine: handle that takes rows that cannot be used.
-        texts: columns of strings or lists of strings. They are cut to what the model reads, as CLIP users do.
+        texts: readings of columns of strings or lists of strings. They are cut to what the model reads, as CLIP users
+            do.
         keep: columns to hand on.
         workers: actors that hold the model.
         use_gpu: one GPU for each.
 
     Returns:
-        Rows with the id, `keep`, `image_embedding [D]` and, for each text column, `<column>_embedding [k, D]` of its k
-        texts; all unit-length float32.
+        Rows with the id, `keep`, `image_embedding [D]` and, for each reading, `<name>_embedding [k, D]` of its k texts,
+        all unit-length float32, and `<name>_cut`, how many of them were longer than what was read.
     """
-    decode = ModelInputs(
-        columns, {}, checkpoint.transform, None, checkpoint.context_length, quarantine, [columns.id, *texts, *keep]
-    )
+    texts = texts or {}
+    columns_of_texts = list(dict.fromkeys(reading.column for reading in texts.values()))
+    handed_on = list(dict.fromkeys([columns.id, *columns_of_texts, *keep]))
+    decode = ModelInputs(columns, {}, checkpoint.transform, None, checkpoint.context_length, quarantine, handed_on)
     return dataset.map_batches(decode, batch_size=BATCH_SIZE).map_batches(
         EmbedRows,
-        fn_constructor_kwargs={"source": source, "key": columns.id, "texts": list(texts), "keep": list(keep)},
+        fn_constructor_kwargs={"source": source, "key": columns.id, "texts": dict(texts), "keep": list(keep)},
         fn_constructor_args=[quarantine],
         compute=ActorPoolStrategy(size=workers),
         batch_size=BATCH_SIZE,
@@ -77,7 +92,7 @@ def embed_dataset(
 class EmbedRows:
     """An actor that holds a model and embeds batches of decoded rows."""
 
-    def __init__(self, quarantine: Any, source: str, key: str, texts: list[str], keep: list[str]) -> None:
+    def __init__(self, quarantine: Any, source: str, key: str, texts: dict[str, Reading], keep: list[str]) -> None:
         self.checkpoint = load_checkpoint(source)
         self.checkpoint.model.to("cuda" if torch.cuda.is_available() else "cpu")
         self.quarantine, self.key, self.texts, self.keep = quarantine, key, texts, keep
@@ -93,8 +108,13 @@ class EmbedRows:
             return rows | {"image_embedding": np.zeros((0, dimensions), np.float32)}
         pixels = torch.tensor(batch["pixels"], device=model.device)
         rows["image_embedding"] = unit(encode_image(model, transform.normalize(pixels))).cpu().numpy()
-        for name in self.texts:
-            rows[f"{name}_embedding"] = self._embed_texts([cell_texts(cell) for cell in batch[name]])
+        for name, reading in self.texts.items():
+            cells = [cell_texts(cell) for cell in batch[reading.column]]
+            if reading.change:
+                change = changer(reading.change)
+                keys = batch[self.key]
+                cells = [[change(text, f"{keys[row]}#{n}") for n, text in enumerate(c)] for row, c in enumerate(cells)]
+            rows[f"{name}_embedding"], rows[f"{name}_cut"] = self._embed_texts(cells, reading.context_length)
         return rows
 
     def _with_texts(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -102,7 +122,7 @@ class EmbedRows:
         rejected = {}
         good = []
         for row, key in enumerate(batch[self.key]):
-            empty = [name for name in self.texts if not cell_texts(batch[name][row])]
+            empty = [text.column for text in self.texts.values() if not cell_texts(batch[text.column][row])]
             if empty:
                 rejected[str(key)] = f"column '{empty[0]}' holds no text"
             else:
@@ -111,11 +131,13 @@ class EmbedRows:
             ray.get(self.quarantine.add.remote(rejected))
         return {name: values[good] for name, values in batch.items()}
 
-    def _embed_texts(self, cells: list[list[str]]) -> np.ndarray:
-        tokens = tokenize(self.checkpoint.tokenizer, [text for cell in cells for text in cell])
+    def _embed_texts(self, cells: list[list[str]], context_length: int | None) -> tuple[np.ndarray, np.ndarray]:
+        limit = min(context_length or self.checkpoint.context_length, self.checkpoint.context_length)
+        tokens = tokenize(self.checkpoint.tokenizer, [text for cell in cells for text in cell], limit)
         embeddings = unit(encode_text(self.checkpoint.model, tokens)).cpu().numpy()
         ends = np.cumsum([len(cell) for cell in cells])
         column = np.empty(len(cells), dtype=object)
         for row, part in enumerate(np.split(embeddings, ends[:-1])):
             column[row] = part
-        return column
+        cut = (tokens.full_lengths > tokens.lengths).numpy()
+        return column, np.add.reduceat(cut.astype(np.int64), np.concatenate([[0], ends[:-1]]))

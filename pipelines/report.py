@@ -13,7 +13,14 @@ import yaml
 from longclip.errors import ImageError
 from longclip.images import decode_image
 
-TEMPLATE = Path(__file__).with_name("report.html")
+TEMPLATES = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(Path(__file__).parent),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+)
+"""Templates of reports: page.html, and those that extend it."""
+
 BIN_TOKENS, BINS = 8, 40
 """Bars of the histogram: 0 to 319 tokens, and one bar for all above."""
 
@@ -121,8 +128,7 @@ def render_report(
         samples: rows to show.
         settings: settings of the job.
     """
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+    return TEMPLATES.get_template("report.html").render(
         title=title,
         facts=facts,
         rejected=sorted(rejected, key=lambda line: -line[2])[:MAX_REASONS],

@@ -18,7 +18,9 @@ from ray.train import UserCallback
 
 from longclip.checkpoint import Checkpoint, load_checkpoint
 from longclip.errors import CheckpointError, ConfigError
+from longclip.files import whole_directory
 
+MODELS, CHECKPOINT = "models:/", "checkpoint"
 DATABASE, ARTIFACTS = "mlflow.db", "mlartifacts"
 PYFUNC_MODEL = Path(__file__).with_name("pyfunc_model.py")
 
@@ -120,6 +122,42 @@ def register_checkpoint(
     version = mlflow.register_model(f"models:/{logged.model_id}", name)
     MlflowClient(uri).set_registered_model_alias(name, alias, version.version)
     return int(version.version)
+
+
+def resolve_version(uri: str, model: str) -> str:
+    """`models:/name/version` of a registered model, which may be named by an alias (`models:/name@alias`).
+
+    Raises:
+        CheckpointError: it is not in the registry, or the registry does not answer.
+    """
+    name, at, alias = model.removeprefix(MODELS).partition("@")
+    name, _, version = (name, "", "") if at else name.rpartition("/")
+    if not name or not (alias or version.isdecimal()):
+        raise CheckpointError(f"model '{model}' is neither models:/NAME/VERSION nor models:/NAME@ALIAS")
+    client = MlflowClient(uri)
+    try:
+        found = client.get_model_version_by_alias(name, alias) if at else client.get_model_version(name, version)
+    except MlflowException as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"model '{model}' cannot be found in the registry at '{uri}': {reason}") from error
+    return f"{MODELS}{name}/{found.version}"
+
+
+def download_checkpoint(uri: str, model: str, directory: Path) -> None:
+    """Download the checkpoint directory of a registered version, and nothing else of it, to `directory`, which is new.
+
+    Raises:
+        CheckpointError: the artifacts cannot be read.
+    """
+    artifacts = f"{model}/artifacts/{CHECKPOINT}"
+    with whole_directory(directory) as aside:
+        try:
+            found = mlflow.artifacts.download_artifacts(artifact_uri=artifacts, dst_path=str(aside), tracking_uri=uri)
+        except (MlflowException, OSError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise CheckpointError(f"'{artifacts}' cannot be downloaded: {reason}") from error
+        for file in list(Path(found).iterdir()):
+            file.rename(aside / file.name)
 
 
 def _artifact_location(uri: str) -> str | None:

@@ -79,8 +79,9 @@ def write_rows(path: Path, rows: int = 12, broken: tuple[int, ...] = (), **chang
         ("finetune", ["data.train={rows}", "model.base={dir}/none"], 4, "does not exist"),
         ("finetune", ["data.train={rows}", "model.base={bert}"], 4, "is a 'bert' model, not a CLIP"),
         ("finetune", ["data.train={rows}", "model.bass=x"], 2, "did you mean 'model.base'?"),
-        ("benchmark", ["data={rows}", "models={{a: {model}}}", "texts=[captions]"], 3, "column 'captions' is missing"),
-        ("benchmark", ["data={note}", "models={{a: {model}}}"], 3, "cannot be read as Parquet"),
+        ("benchmark", ["models={{a: {model}}}", "tasks.x.data={rows}", "tasks.x.source.caption=q"], 3, "column ('q')"),
+        ("benchmark", ["models={{a: {model}}}", "tasks.x.data={note}"], 3, "no layout that can be told by its files"),
+        ("benchmark", ["models={{a: {model}}}", "tasks.x.data={rows}", "base=b"], 2, "base names 'b'; known are a"),
         ("embed", ["data={text_only}", "model={model}"], 3, "column 'image' is missing"),
         ("embed", ["data={rows}", "model={note}"], 4, "is a file, not a directory"),
         ("summarize", ["input={rows}", "output={dir}/out", "strategy=best"], 2, "setting 'strategy' = 'best'"),
@@ -190,20 +191,6 @@ def test_summarize_keeps_columns_and_counts_rows_without_caption(
     assert pq.read_table(tmp_path / "out" / "_quarantine.parquet")["id"].to_pylist() == ["row-000", "row-001"]
 
 
-def test_benchmark_counts_any_of_an_images_captions(
-    run: Callable[..., tuple[int, str, str]], ray_cluster: None, tmp_path: Path, tiny_checkpoint_dir: Path
-) -> None:
-    captions = [[f"dots number {number}", f"again {number}"][: 1 + number % 2] for number in range(10)]
-    rows = write_rows(tmp_path / "rows.parquet", rows=10, captions=captions)
-    models = f"models={{first: {tiny_checkpoint_dir}, second: {tiny_checkpoint_dir}}}"
-    code, out, _ = run("benchmark", f"data={rows}", models, "texts=[caption, captions]", f"output={tmp_path}/bench")
-    assert code == 0
-    assert "Candidates: 10 images; 10 texts of caption, 15 texts of captions." in out
-    results = json.loads((tmp_path / "bench" / "results.json").read_text())["results"]
-    assert results["first"] == results["second"], "the same model must measure the same"
-    assert results["first"]["captions/image_to_text/recall@10"] >= results["first"]["captions/image_to_text/recall@1"]
-
-
 def test_a_run_whose_gradients_are_not_finite_ends_with_what_to_change(
     run: Callable[..., tuple[int, str, str]],
     ray_cluster: None,
@@ -272,9 +259,12 @@ def test_the_whole_way_from_scenes_to_a_registered_model(
         step(finetune.main, *tuned, *sets("seed=1"))
 
     models = f"models={{base: {tmp_path}/base/checkpoint, tuned: {checkpoint}}}"
-    texts = "texts=[caption, short_caption]"
-    table = step(benchmark.main, *sets(f"data={tmp_path}/scenes", models, texts, f"output={tmp_path}/bench"))
-    assert "| caption | tuned | 248 |" in table
+    tasks = [
+        f"tasks.{name}={{data: {tmp_path}/scenes, source: {{caption: {column}}}, text: {name}}}"
+        for name, column in (("long", "caption"), ("short", "short_caption"))
+    ]
+    report = step(benchmark.main, *sets(models, *tasks, f"output={tmp_path}/bench"))
+    assert "tuned reads 248 tokens." in report
     results = f"results={tmp_path}/bench/results.json"
     for version in (1, 2):
         out = step(register.main, *sets(f"checkpoint={checkpoint}", results, "alias=champion"))

@@ -1,0 +1,35 @@
+"""Models by any name: a directory or hub name as it is, a registered version, or a file of official weights."""
+
+from pathlib import Path
+
+from longclip.checkpoint import save_checkpoint
+from longclip.convert import convert_checkpoint
+from longclip.files import file_sha256
+from pipelines import tracking
+
+
+def local_model(source: str, cache: Path, tracking_uri: str) -> str:
+    """What `load_checkpoint` takes, for any way of naming a model.
+
+    Args:
+        source: directory, hub name, `models:/name/version`, `models:/name@alias`, or a weights file that
+            `longclip.convert` reads.
+        cache: directory for downloaded and converted models; on a cluster, one that all nodes see.
+        tracking_uri: registry of `models:/`.
+
+    Raises:
+        CheckpointError: there is no such model, or it is no CLIP.
+    """
+    if source.startswith(tracking.MODELS):
+        version = tracking.resolve_version(tracking_uri, source)
+        directory = cache / version.removeprefix(tracking.MODELS)
+        if not directory.is_dir():
+            tracking.download_checkpoint(tracking_uri, version, directory)
+        return str(directory)
+    path = Path(source).expanduser()
+    if path.is_file():
+        directory = cache / "converted" / file_sha256(path)[:16]
+        if not directory.is_dir():
+            save_checkpoint(convert_checkpoint(path), directory, {"origin": str(path)})
+        return str(directory)
+    return source
