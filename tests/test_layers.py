@@ -1,5 +1,6 @@
 """What is done to the layers of the towers for speed or memory: the same losses and gradients."""
 
+import shutil
 from collections.abc import Iterator
 from itertools import product
 
@@ -75,6 +76,18 @@ def test_compiled_layers_give_the_same(compiled: tuple[PairEncoder, CompileCount
         plain.zero_grad()
     assert counter.frame_count > 0
     assert list(encoder.state_dict()) == names == list(plain.state_dict())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed")
+def test_compiled_kernels_give_the_same() -> None:
+    torch._dynamo.reset()
+    compiled, plain = tiny_encoder().train(), tiny_encoder().train()
+    compile_layers(compiled.model)
+    for chunk_size in (None, 5):
+        torch.testing.assert_close(step(compiled, chunk_size), step(plain, chunk_size), rtol=1e-9, atol=0)
+    assert_same_gradients(gradients(compiled), gradients(plain), 1e-9)
+    torch._dynamo.reset()
 
 
 @pytest.mark.parametrize("compiled", ["aot_eager"], indirect=True)
