@@ -62,12 +62,18 @@ def connect(min_cpus: int) -> None:
         else:
             ray.init(address="local", num_cpus=max(os.cpu_count() or 1, min_cpus), logging_level="warning")
     logging.getLogger("ray.data").setLevel(logging.WARNING)
+    data_context()
+
+
+def data_context() -> ray.data.DataContext:
+    """What all our datasets have in common, in this process."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = sys.stderr.isatty()
     # A block is handed on when it is full: small ones bring the first batch early and bound the memory.
     context.target_max_block_size = 16 * 1024 * 1024
     # Ray Data's own wrapper forgets, on its way between processes, which error it wraps.
     context.raise_original_map_exception = True
+    return context
 
 
 class Progress:

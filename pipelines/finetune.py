@@ -16,26 +16,28 @@ from pathlib import Path
 
 import ray
 import yaml
-from ray.data import FileShuffleConfig
-from ray.train import CheckpointConfig, DataConfig, LoggingConfig, RunConfig, ScalingConfig
+from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
-from longclip.errors import ConfigError, DataError
+from longclip.errors import ConfigError
 from longclip.files import whole_directory
 from pipelines import tracking
 from pipelines.entry import Progress, connect, run_entry
 from pipelines.finetune_settings import FinetuneSettings, initial_checkpoint
 from pipelines.model_inputs import ModelInputs
-from pipelines.parquet_files import is_list, open_parquet
+from pipelines.parquet_files import is_list
 from pipelines.records import start_quarantine, write_quarantine
 from pipelines.settings import dump, load_settings, storage_path
-from pipelines.train_loop import MODEL_DIR, train_loop
+from pipelines.train_loop import train_loop
+from pipelines.training_feed import PLACE
+from pipelines.training_source import Source, training_rows, validation_rows
+from pipelines.training_state import MODEL_DIR
 
 DATA_CPUS = 3
 """Logical CPUs of the data pipeline on a local Ray: one more than the two cores that such a machine has at least, for
 the moments in which a task only hands over its rows (measured: 15 % more rows per second)."""
 
-SETTINGS_FILE = "settings.yaml"
+SETTINGS_FILE, RUN_DIR = "settings.yaml", ".run"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -44,49 +46,54 @@ def main(argv: Sequence[str] | None = None) -> None:
     progress = Progress("finetune")
     output = Path(storage_path("output", settings.output))
     checkpoint = initial_checkpoint(settings)
-    texts = [settings.columns.caption] + ([settings.columns.summary] if settings.uses_summaries else [])
-    columns = [settings.columns.id, settings.columns.image, *texts]
-    train = open_parquet("data.train", settings.data.train, settings.storage, columns, split="train")
-    rows = train.rows
-    steps_per_epoch = rows // settings.global_batch_size
-    if steps_per_epoch == 0:
-        raise DataError(
-            f"data.train='{train.root}' has {rows} rows, fewer than one global batch of {settings.global_batch_size}"
-            f" ({settings.workers.count} workers x optim.per_worker_batch_size={settings.optim.per_worker_batch_size});"
-            " give more rows or a smaller batch"
-        )
-    total_steps = steps_per_epoch * settings.optim.epochs
+    train, validation = training_rows(settings), validation_rows(settings)
     _claim_output(output, settings)  # only now: a run that was refused must not claim the directory for its mistake
 
     connect(settings.workers.count * settings.workers.cpus + DATA_CPUS)
+    rows = train.data.rows + (validation.data.rows if validation else 0)
     quarantine = start_quarantine(rows, settings.data.max_rejected_fraction)
-    candidates = {name: settings.data.candidates if is_list(train.schema, name) else 1 for name in texts}
     inputs = ModelInputs(
-        settings.columns, candidates, checkpoint.transform, settings.model.base, checkpoint.context_length, quarantine
+        settings.columns,
+        {name: settings.data.candidates if is_list(train.data.schema, name) else 1 for name in settings.text_columns},
+        checkpoint.transform,
+        settings.model.base,
+        checkpoint.context_length,
+        quarantine,
+        keep=[PLACE],
     )
-    files = train.dataset(columns, shuffle=FileShuffleConfig(seed=settings.seed))
-    dataset = files.map_batches(inputs, batch_size=64)
-    print(f"training {total_steps} steps of {settings.global_batch_size} pairs, {rows} rows", flush=True)
+    held_out = f", validated on {validation.steps * settings.streams}" if validation else ""
+    print(
+        f"training {train.steps} steps of {settings.global_batch_size} pairs, {train.data.rows} rows{held_out}",
+        flush=True,
+    )
 
     uri = tracking.tracking_uri(output.parent)
     run_id = tracking.start_run(uri, settings.experiment, output.name, dump(settings))
+    least, most = settings.workers.min_count, settings.workers.count
     trainer = TorchTrainer(
         train_loop,
-        train_loop_config={"settings": dump(settings), "total_steps": total_steps},
+        train_loop_config={
+            "settings": dump(settings),
+            "run_directory": str(output / RUN_DIR),
+            "train": Source(train, inputs),
+            "validation": Source(validation, inputs) if validation else None,
+            "quarantine": quarantine,
+        },
         scaling_config=ScalingConfig(
-            num_workers=settings.workers.count,
+            num_workers=(least, most) if least else most,
             use_gpu=settings.workers.use_gpu,
             resources_per_worker={"CPU": settings.workers.cpus} | ({"GPU": 1} if settings.workers.use_gpu else {}),
         ),
         run_config=RunConfig(
-            name=".run",
+            name=RUN_DIR,
             storage_path=str(output),
-            checkpoint_config=CheckpointConfig(num_to_keep=2),
+            checkpoint_config=CheckpointConfig(
+                num_to_keep=settings.checkpoints.keep, checkpoint_score_attribute=settings.score if validation else None
+            ),
+            failure_config=FailureConfig(max_failures=settings.workers.max_failures),
             callbacks=[tracking.MetricsToMlflow(uri, run_id)],
             logging_config=LoggingConfig(log_level="WARNING"),
         ),
-        datasets={"train": dataset},
-        dataset_config=DataConfig(datasets_to_split=["train"]),
     )
     try:
         result = trainer.fit()
@@ -95,34 +102,38 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise
     tracking.end_run(uri, run_id, succeeded=True)
 
-    with result.checkpoint.as_directory() as directory, whole_directory(output / MODEL_DIR) as aside:
-        shutil.copytree(Path(directory) / MODEL_DIR, aside, dirs_exist_ok=True)
+    chosen = result.checkpoint
+    if settings.checkpoints.publish == "best":
+        chosen = result.get_best_checkpoint(settings.score, "max")
+    with whole_directory(output / MODEL_DIR) as aside:
+        shutil.copytree(Path(chosen.path) / MODEL_DIR, aside, dirs_exist_ok=True)
     reasons = ray.get(quarantine.reasons.remote())
     write_quarantine(reasons, settings.data.train, "finetune", output / "quarantine.parquet")
-    seen = total_steps * settings.global_batch_size
+    a_pass = train.order.steps_per_epoch * settings.global_batch_size
     progress.summary(
         rows,
         rows - len(reasons),
         len(reasons),
-        f"{seen} pairs seen, {steps_per_epoch * settings.global_batch_size} of {rows} rows a pass;"
+        f"{a_pass * settings.optim.epochs} pairs seen, {a_pass} of {train.data.rows} rows a pass;"
         f" checkpoint {output / MODEL_DIR}; MLflow run {run_id} at {uri}",
     )
 
 
 def _claim_output(output: Path, settings: FinetuneSettings) -> None:
-    """A run is resumed by the same settings only: others in the same directory would mix two experiments."""
+    """A run is resumed by the same settings only, as far as its result depends on them: others in the same directory
+    would mix two experiments."""
     path = output / SETTINGS_FILE
-    ours = dump(settings)
     if path.is_file():
-        theirs = yaml.safe_load(path.read_text())
+        theirs = FinetuneSettings.model_validate(yaml.safe_load(path.read_text())).identity()
+        ours = settings.identity()
         if theirs != ours:
-            different = sorted(key for key in ours if theirs.get(key) != ours[key])
+            different = sorted(key for key in ours if theirs[key] != ours[key])
             raise ConfigError(
                 f"output='{output}' holds a run with other settings ({', '.join(different)}); choose another output,"
                 " or remove that directory to start again"
             )
     output.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(ours, sort_keys=False))
+    path.write_text(yaml.safe_dump(dump(settings), sort_keys=False))
 
 
 if __name__ == "__main__":

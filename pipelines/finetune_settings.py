@@ -1,5 +1,6 @@
 """Settings of `finetune.py`, and the model they start from."""
 
+import math
 from typing import Any, Literal, Self
 
 import torch
@@ -33,8 +34,21 @@ class Data(Settings):
     """Share of rows that may be unreadable before the run stops."""
     candidates: PositiveInt = 5
     """Where a caption or summary is a list, so many of its texts are drawn from, another one each pass."""
-    shuffle_buffer: PositiveInt = 1024
-    """Rows among which each worker draws its batches at random, on top of the random order of the files."""
+    shuffle_window: PositiveInt = 4096
+    """Rows over all workers that are read together and shuffled, on top of the random order of the row groups."""
+    streams: PositiveInt | None = None
+    """Parts that the rows of an epoch are cut into; a worker reads whole ones. The rows of each step depend on this
+    number and not on the workers': a run may go on with any number of workers that divides it. Empty: workers.count, or
+    the least number that all of workers.min_count to workers.count divide."""
+
+
+class Validation(Settings):
+    """Retrieval in both directions at every checkpoint, over all workers."""
+
+    data: str | None = None
+    """Parquet with the columns of data.train; empty takes the split `val` of data.train, where it has one."""
+    rows: int = Field(1000, ge=0)
+    """Rows to measure on, a sample that stays the same; 0 leaves the validation out."""
 
 
 class Tower(Settings):
@@ -143,6 +157,8 @@ class Optim(Settings):
     """Gradients are clipped to this norm."""
     max_skipped_steps: int = Field(20, ge=0)
     """Steps whose gradient is not finite are skipped and counted; with more of them the run stops."""
+    ema_decay: float | None = Field(None, gt=0, lt=1)
+    """Decay per step of an exponential moving average of the weights, which is then what is validated and published."""
     logit_scale: PositiveFloat | None = None
     """Temperature (exponentiated) to start from; empty keeps the base's. The official recipe restarts at 100."""
 
@@ -152,6 +168,11 @@ class Workers(Settings):
 
     count: PositiveInt = 2
     """Number of workers."""
+    min_count: PositiveInt | None = None
+    """Go on with so many workers when machines are lost, and with more when they come back. The global batch stays:
+    each worker then has a larger part of it. Empty: wait for the lost ones."""
+    max_failures: int = Field(3, ge=0)
+    """Times that the workers are started again, from the last checkpoint, after one was lost."""
     use_gpu: bool = False
     """One GPU per worker."""
     cpus: PositiveInt = 1
@@ -163,6 +184,19 @@ class Workers(Settings):
     checkpoint_layers: bool = False
     """Activation checkpointing: layers are computed again in backward instead of being held, which saves memory for one
     more forward pass. For batches that do not fit, optim.chunk_size saves more at the same price."""
+
+
+class Checkpoints(Settings):
+    """What a run leaves behind. Checkpoints are written beside the training, and appear whole."""
+
+    every_steps: PositiveInt = 500
+    """Steps between two checkpoints that a broken run goes on from, and between two validations."""
+    keep: PositiveInt = 2
+    """Checkpoints that are kept: the best ones by `metric`, or without validation the last ones. The last is always."""
+    metric: Literal["caption", "summary"] = "caption"
+    """Texts whose mean recall@1 of both directions on the validation rows says which checkpoint is best."""
+    publish: Literal["last", "best"] = "last"
+    """Which of them becomes the run's result."""
 
 
 class FinetuneSettings(Settings):
@@ -177,16 +211,16 @@ class FinetuneSettings(Settings):
     loss: Loss = Loss()
     optim: Optim = Optim()
     workers: Workers = Workers()
+    validation: Validation = Validation()
+    checkpoints: Checkpoints = Checkpoints()
     output: str = "var/finetune"
     """Local directory, seen by all workers: the checkpoint (`checkpoint/`), rejected rows, and what a resume needs."""
-    checkpoint_every_steps: PositiveInt = 500
-    """Steps between two checkpoints that a broken run can resume from."""
     log_every_steps: PositiveInt = 10
     """Steps between two reports of the losses."""
     storage: Storage = Storage()
     experiment: str = "longclip"
     """MLflow experiment."""
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     """Seed of initial weights and of the data's order."""
 
     @model_validator(mode="before")
@@ -214,6 +248,7 @@ class FinetuneSettings(Settings):
                 " loss.pca_dim, set loss.summary_loss_weight=0 or accept it with loss.allow_small_batch=true"
             )
         self._check_locks()
+        self._check_workers()
         architecture = self.model.architecture
         if architecture and architecture.image_size % architecture.patch_size:
             raise ValueError(
@@ -236,10 +271,60 @@ class FinetuneSettings(Settings):
                 " some groups, e.g. model.lock_image_unlocked_groups=1"
             )
 
+    def _check_workers(self) -> None:
+        least, most = self.workers.min_count or self.workers.count, self.workers.count
+        if least > most:
+            raise ValueError(f"workers.min_count={least} is more than workers.count={most}; lower it or leave it empty")
+        for count in range(least, most + 1):
+            if self.streams % count:
+                raise ValueError(
+                    f"data.streams={self.streams} is no multiple of {count} workers (workers.min_count to"
+                    f" workers.count); give one, e.g. {math.lcm(*range(least, most + 1))}, or leave it empty"
+                )
+        if self.global_batch_size % self.streams:
+            raise ValueError(
+                f"the global batch of {self.global_batch_size} pairs (workers.count={most} x"
+                f" optim.per_worker_batch_size={self.optim.per_worker_batch_size}) is no multiple of"
+                f" data.streams={self.streams}; change the batch, or give data.streams that divides it"
+            )
+        if self.checkpoints.metric == "summary" and not self.uses_summaries:
+            raise ValueError("checkpoints.metric=summary needs summaries, which loss.summary_loss_weight=0 leaves out")
+
+    @property
+    def streams(self) -> int:
+        """Parts that the rows of an epoch are cut into."""
+        least, most = self.workers.min_count or self.workers.count, self.workers.count
+        return self.data.streams or math.lcm(*range(least, most + 1))
+
     @property
     def uses_summaries(self) -> bool:
         """Whether the summary loss is part of the objective."""
         return self.loss.summary_loss_weight > 0
+
+    @property
+    def text_columns(self) -> list[str]:
+        """Columns of texts that are trained on, the caption first."""
+        return [self.columns.caption] + ([self.columns.summary] if self.uses_summaries else [])
+
+    @property
+    def score(self) -> str:
+        """Name of the reported figure that says which checkpoint is best."""
+        column = self.columns.caption if self.checkpoints.metric == "caption" else self.columns.summary
+        return f"validation/{column}/mean_recall@1"
+
+    def identity(self) -> dict[str, Any]:
+        """What a run's parameters depend on. The number of workers is no part of it, nor how they divide a batch."""
+        values = self.model_dump(mode="json", exclude={"log_every_steps", "experiment", "storage", "output"})
+        values["data"] |= {"streams": self.streams, "max_rejected_fraction": None}
+        values["optim"] |= {
+            "per_worker_batch_size": None,
+            "chunk_size": None,
+            "global_batch_size": self.global_batch_size,
+        }
+        values["workers"] = {"bf16": self.workers.bf16}
+        if self.loss.pca_scope == "local" and self.uses_summaries:
+            values["workers"]["count"] = self.workers.count
+        return {key: value for key, value in values.items() if key not in ("validation", "checkpoints")}
 
     @property
     def global_batch_size(self) -> int:

@@ -56,6 +56,11 @@ class ParquetSet:
         return sum(file.rows for file in self.files)
 
     @property
+    def row_groups(self) -> tuple[int, ...]:
+        """Rows of each row group of all files."""
+        return tuple(rows for file in self.files for rows in file.row_groups)
+
+    @property
     def schema(self) -> pa.Schema:
         """Schema of the first file."""
         return self.files[0].schema

@@ -81,7 +81,7 @@ class MetricsToMlflow(UserCallback):
         try:
             client = MlflowClient(self.uri)
             for name, value in reported.items():
-                client.log_metric(self.run_id, name, value, step=step)
+                client.log_metric(self.run_id, _metric_name(name), value, step=step)
         except MlflowException as error:
             if not self.failed:
                 print(f"warning: MLflow does not take metrics, training goes on: {error}", file=sys.stderr, flush=True)
@@ -110,8 +110,7 @@ def register_checkpoint(
     run_id = start_run(uri, experiment, f"register-{name}", {"checkpoint": str(directory)})
     mlflow.set_tracking_uri(uri)
     with mlflow.start_run(run_id=run_id):
-        # MLflow takes names with slashes but no '@'.
-        mlflow.log_metrics({key.replace("@", "_at_"): value for key, value in metrics.items()})
+        mlflow.log_metrics({_metric_name(key): value for key, value in metrics.items()})
         logged = mlflow.pyfunc.log_model(
             name="longclip",
             python_model=str(PYFUNC_MODEL),
@@ -165,6 +164,11 @@ def _artifact_location(uri: str) -> str | None:
     if not uri.startswith("sqlite:///"):
         return None
     return str(Path(uri.removeprefix("sqlite:///")).parent / ARTIFACTS)
+
+
+def _metric_name(name: str) -> str:
+    """MLflow takes names with slashes but no '@'."""
+    return name.replace("@", "_at_")
 
 
 def _flatten(parameters: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

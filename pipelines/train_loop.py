@@ -1,22 +1,26 @@
 """The loop that every training worker runs."""
 
-import tempfile
+import logging
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import ray
 import ray.train
 import ray.train.torch
 import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from transformers import CLIPModel
+from transformers.utils.logging import disable_progress_bar
 
-from longclip.checkpoint import save_checkpoint
+from longclip.checkpoint import Checkpoint
 from longclip.compiling import compile_layers
-from longclip.distributed import sum_over_workers, world_size
-from longclip.errors import DataError, TrainingError
+from longclip.distributed import rank, sum_over_workers, world_size
+from longclip.errors import TrainingError
 from longclip.task import (
     ImageTextBatch,
     PairEncoder,
@@ -27,52 +31,32 @@ from longclip.task import (
 )
 from longclip.tokenizer import TokenBatch
 from pipelines.finetune_settings import FinetuneSettings, initial_checkpoint
+from pipelines.training_source import Source
+from pipelines.training_state import on_cpu, read_state, write_state
+from pipelines.validation import validate
 
 MIXER = 0x9E3779B97F4A7C1 | 1
 """Odd multiplier that spreads the low bits of a number over the high ones."""
 
-MODEL_DIR, STATE_FILE = "checkpoint", "training_state.pt"
+VALIDATION_BATCH = 64
 
 
 def train_loop(config: dict[str, Any]) -> None:
-    """Train on this worker's shard.
+    """Train on this worker's part of each global batch.
 
     Args:
-        config: `settings` (of `FinetuneSettings`, as JSON values) and `total_steps`.
+        config: `settings` (of `FinetuneSettings`, as JSON values), `run_directory`, the `Source` to
+            `train` on and that of `validation` or None, and a handle of the `quarantine`.
     """
-    settings = FinetuneSettings.model_validate(config["settings"])
-    total_steps: int = config["total_steps"]
-    run = TrainingRun(settings, total_steps)
+    logging.getLogger("ray.train").setLevel(logging.WARNING)  # it tells each report on every worker
+    disable_progress_bar()
+    run = TrainingRun(FinetuneSettings.model_validate(config["settings"]), config)
     run.resume()
-    while run.step < total_steps:
-        before = run.step
-        for batch in run.speed.waiting(_batches(settings, seed=settings.seed + run.step)):
-            run.train_step(batch)
-            done = run.step >= total_steps
-            save = done or run.step % settings.checkpoint_every_steps == 0
-            if save or run.step % settings.log_every_steps == 0:
-                run.report(save)
-            if done:
-                break
-        if run.step == before:
-            raise DataError(f"data.train='{settings.data.train}': too few readable rows are left for one global batch")
-
-
-def _batches(settings: FinetuneSettings, seed: int) -> Iterator[ImageTextBatch]:
-    """One pass over this worker's shard. All workers see equally many batches: the shards are equal, tails are left."""
-    shard = ray.train.get_dataset_shard("train")
-    batches = shard.iter_torch_batches(
-        batch_size=settings.optim.per_worker_batch_size,
-        drop_last=True,
-        prefetch_batches=2,
-        device="cpu",
-        local_shuffle_buffer_size=settings.data.shuffle_buffer,
-        local_shuffle_seed=seed,
-    )
-    for columns in batches:
-        caption = draw_texts(columns, settings.columns.caption, seed)
-        summary = draw_texts(columns, settings.columns.summary, seed) if settings.uses_summaries else None
-        yield ImageTextBatch(columns["pixels"], caption, summary)
+    for batch in run.speed.waiting(run.batches()):
+        run.train_step(batch)
+        save = run.step == run.total_steps or run.step % run.settings.checkpoints.every_steps == 0
+        if save or run.step % run.settings.log_every_steps == 0:
+            run.report(save)
 
 
 def draw_texts(columns: dict[str, Tensor], name: str, seed: int) -> TokenBatch:
@@ -123,8 +107,13 @@ class Speed:
 class TrainingRun:
     """Model, optimizer and schedule of one worker, and the step they have reached."""
 
-    def __init__(self, settings: FinetuneSettings, total_steps: int) -> None:
-        self.settings, self.total_steps = settings, total_steps
+    def __init__(self, settings: FinetuneSettings, config: dict[str, Any]) -> None:
+        self.settings, self.directory = settings, Path(config["run_directory"])
+        self.train: Source = config["train"]
+        self.validation: Source | None = config["validation"]
+        self.quarantine, self.total_steps = config["quarantine"], self.train.rows.steps
+        self.texts = settings.text_columns
+        self.batch_size = settings.global_batch_size // world_size()
         self.checkpoint = initial_checkpoint(settings)
         self.loss = settings.loss.config()
         if settings.workers.compile:
@@ -136,10 +125,15 @@ class TrainingRun:
         )
         self.device = ray.train.torch.get_device()
         optim = settings.optim
+        self.average = (
+            AveragedModel(self.checkpoint.model, multi_avg_fn=get_ema_multi_avg_fn(optim.ema_decay))
+            if optim.ema_decay
+            else None
+        )
         groups = parameter_groups(self.checkpoint.model, optim.weight_decay)
         self.optimizer = torch.optim.AdamW(groups, lr=optim.learning_rate, fused=True)
         self.schedule = LambdaLR(
-            self.optimizer, lambda step: learning_rate_factor(step, optim.warmup_steps, total_steps)
+            self.optimizer, lambda step: learning_rate_factor(step, optim.warmup_steps, self.total_steps)
         )
         self.step = 0
         self.skipped_steps = 0
@@ -147,15 +141,29 @@ class TrainingRun:
         self.gradient_norm = torch.tensor(0.0)
         self.speed = Speed()
 
+    def batches(self) -> Iterator[ImageTextBatch]:
+        """This worker's part of every global batch that is left."""
+        steps = range(self.step, self.total_steps)
+        for step, columns in zip(
+            steps, self.train.batches(steps, self.batch_size, self.settings.workers.cpus), strict=True
+        ):
+            seed = self.settings.seed + step // self.train.rows.order.steps_per_epoch
+            texts = [draw_texts(columns, name, seed) for name in self.texts]
+            yield ImageTextBatch(columns["pixels"], texts[0], texts[1] if len(texts) > 1 else None)
+
     def train_step(self, batch: ImageTextBatch) -> None:
         """One update of the parameters; none if the gradient is not finite, the same decision on all workers."""
         optim = self.settings.optim
+        # Whatever a model draws (dropout) depends on the step alone: a resumed run draws the same.
+        torch.manual_seed(hash((self.settings.seed, self.step, rank())))
         self.optimizer.zero_grad(set_to_none=True)
         self.losses = backward(self.encoder, batch, self.loss, optim.chunk_size, self.settings.workers.bf16)
         self.gradient_norm = torch.nn.utils.clip_grad_norm_(self.encoder.parameters(), optim.max_grad_norm)
         if self.gradient_norm.isfinite():
             self.optimizer.step()
             clamp_logit_scale(self.checkpoint.model)
+            if self.average is not None:
+                self.average.update_parameters(self.checkpoint.model)
         else:
             self._skip()
         self.schedule.step()
@@ -172,7 +180,10 @@ class TrainingRun:
             )
 
     def report(self, save: bool) -> None:
-        """Report averaged losses and speed to Ray Train, with a checkpoint if `save`. All workers call it alike."""
+        """Report averaged losses and speed to Ray Train, with validation and a checkpoint if `save`.
+
+        All workers call it alike. The checkpoint is a copy, written while training goes on.
+        """
         metrics: dict[str, float] = {
             name: (sum_over_workers(loss) / world_size()).item() for name, loss in self.losses.items()
         }
@@ -183,37 +194,69 @@ class TrainingRun:
             "logit_scale": float(self.checkpoint.model.logit_scale.detach().exp()),
             "gradient_norm": float(self.gradient_norm),
             "skipped_steps": self.skipped_steps,
-            **self.speed.metrics(world_size(), self.settings.optim.per_worker_batch_size),
+            **self.speed.metrics(world_size(), self.batch_size),
         }
-        if save and ray.train.get_context().get_world_rank() == 0:
-            with tempfile.TemporaryDirectory() as directory:
-                self._save(Path(directory))
-                checkpoint = ray.train.Checkpoint.from_directory(directory)
-                ray.train.report(metrics, checkpoint=checkpoint, checkpoint_dir_name=f"step_{self.step:07d}")
-        else:
-            ray.train.report(metrics, checkpoint_dir_name=f"step_{self.step:07d}" if save else None)
+        if save:
+            metrics |= self._validate()
+        name = f"step_{self.step:07d}" if save else None
+        checkpoint = write = None
+        if save and rank() == 0:
+            checkpoint = ray.train.Checkpoint(str(self.directory / f"step_{self.step:07d}"))
+            write = self._writer()
+        ray.train.report(
+            metrics,
+            checkpoint=checkpoint,
+            checkpoint_dir_name=name,
+            checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
+            delete_local_checkpoint_after_upload=False,
+            checkpoint_upload_fn=write,
+        )
         self.speed.start_again()
+
+    def _validate(self) -> dict[str, float]:
+        if self.validation is None:
+            return {}
+        steps = range(self.validation.rows.steps)
+        batches = self.validation.batches(steps, VALIDATION_BATCH, self.settings.workers.cpus)
+        return validate(self._result(), self.checkpoint.transform, batches, self.texts)
+
+    def _result(self) -> CLIPModel:
+        """The model that is validated and published."""
+        return self.checkpoint.model if self.average is None else cast(CLIPModel, self.average.module)
+
+    def _writer(self) -> Callable[[ray.train.Checkpoint, str], ray.train.Checkpoint]:
+        """Writes a checkpoint of this step, whenever it is called."""
+        weights = on_cpu(self._result().state_dict())
+        state = on_cpu(
+            {
+                "model": self.checkpoint.model.state_dict(),
+                "average": self.average.state_dict() if self.average is not None else None,
+                "optimizer": self.optimizer.state_dict(),
+                "schedule": self.schedule.state_dict(),
+                "step": self.step,
+                "skipped_steps": self.skipped_steps,
+                "rejected": ray.get(self.quarantine.reasons.remote()),
+            }
+        )
+        metadata = {"settings": self.settings.model_dump(mode="json"), "step": self.step}
+
+        def write(checkpoint: ray.train.Checkpoint, _: str) -> ray.train.Checkpoint:
+            write_state(Path(checkpoint.path), self.checkpoint, weights, state, metadata)
+            return checkpoint
+
+        return write
 
     def resume(self) -> None:
         """Go on from the last checkpoint of a broken run with the same settings, if there is one."""
         last = ray.train.get_checkpoint()
         if last is None:
             return
-        with last.as_directory() as directory:
-            state = torch.load(Path(directory) / STATE_FILE, weights_only=True, map_location=self.device)
+        state = read_state(Path(last.path), self.device)
         self.checkpoint.model.load_state_dict(state["model"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.step, self.skipped_steps = state["step"], state["skipped_steps"]
-
-    def _save(self, directory: Path) -> None:
-        metadata = {"settings": self.settings.model_dump(mode="json"), "step": self.step}
-        save_checkpoint(self.checkpoint, directory / MODEL_DIR, metadata)
-        state = {
-            "model": self.checkpoint.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
-            "step": self.step,
-            "skipped_steps": self.skipped_steps,
-        }
-        torch.save(state, directory / STATE_FILE)
+        if rank() == 0:
+            ray.get(self.quarantine.add.remote(state["rejected"]))

@@ -1,6 +1,5 @@
 """Data jobs that are killed, and run again: nothing is lost, doubled or done twice, and nobody sees half an output."""
 
-import contextlib
 import os
 import re
 import signal
@@ -17,13 +16,12 @@ import pytest
 
 from tests.broken_rows import jpeg
 from tests.conftest import ROOT
+from tests.processes import kill_driver, processes_below
 
 pytestmark = pytest.mark.slow
 
 ROWS, ROWS_PER_PIECE = 3000, 50
 DEADLINE_SECONDS = 180
-AGENTS = ("DashboardAgent", "RuntimeEnvAgent")
-"""Processes of Ray that do no work, and stay for a minute after their driver."""
 
 
 @pytest.fixture(scope="module")
@@ -64,18 +62,8 @@ class Job:
             time.sleep(0.02)
 
     def kill(self) -> None:
-        """`kill -9` of the driver, and return when Ray's own processes, which it started, have ended with it."""
-        children = processes_below(self.process.pid)
-        self.process.send_signal(signal.SIGKILL)
-        self.process.wait()
-        for pid, name in children:
-            if any(agent in name for agent in AGENTS):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-        end = time.monotonic() + DEADLINE_SECONDS
-        while any(is_running(pid) for pid, _ in children):
-            assert time.monotonic() < end, "processes of a killed job stayed"
-            time.sleep(0.1)
+        """`kill -9` of the driver."""
+        kill_driver(self.process)
 
     def finish(self) -> str:
         """Output of a job that ends well."""
@@ -181,27 +169,3 @@ def test_the_second_of_two_jobs_on_one_output_refuses(
     assert "Traceback" not in second.log.read_text()
     first.finish()
     assert contents(first.output) == contents(undisturbed["prepare"])
-
-
-def is_running(pid: int) -> bool:
-    """Whether a process is there and no zombie."""
-    try:
-        return (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def processes_below(parent: int) -> list[tuple[int, str]]:
-    """(process id, command line) of all descendants of a process."""
-    parents, names = {}, {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            names[int(folder.name)] = (folder / "cmdline").read_text().replace("\0", " ")
-        except OSError:
-            continue  # it has just ended
-    below, found = {parent}, []
-    while fresh := {pid for pid, above in parents.items() if above in below} - below:
-        below |= fresh
-        found += [(pid, names[pid]) for pid in fresh]
-    return found

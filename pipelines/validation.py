@@ -1,0 +1,59 @@
+"""Retrieval on held-out rows while a model is trained, shared among the workers."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+from transformers import CLIPModel
+
+from longclip.distributed import gather_with_gradient
+from longclip.encode import encode_image, encode_text, unit
+from longclip.images import ImageTransform
+from longclip.metrics import retrieval_recall
+from longclip.tokenizer import TokenBatch
+
+
+@torch.no_grad()
+def validate(
+    model: CLIPModel, transform: ImageTransform, batches: Iterator[dict[str, Tensor]], texts: Sequence[str]
+) -> dict[str, float]:
+    """Recall of every text column in both directions, among the rows of all workers.
+
+    Args:
+        model: what is measured.
+        transform: normalises its images.
+        batches: this worker's rows as `ModelInputs` makes them, equally many on every worker.
+        texts: text columns; of a cell with several texts the first one counts.
+
+    Returns:
+        `validation/<column>/image_to_text/recall@1` and others, and their mean over both directions at 1 as
+        `validation/<column>/mean_recall@1`: shares between 0 and 1, the same on every worker.
+    """
+    was_training = model.training
+    model.eval()
+    parts: dict[str, list[Tensor]] = {"row_key": [], "image": [], **{name: [] for name in texts}}
+    for batch in batches:
+        parts["row_key"].append(batch["row_key"].to(model.device))
+        parts["image"].append(unit(encode_image(model, transform.normalize(batch["pixels"].to(model.device)))))
+        for name in texts:
+            ids, lengths, full = (batch[f"{name}_{part}"][:, 0].long() for part in ("ids", "lengths", "full_lengths"))
+            parts[name].append(unit(encode_text(model, TokenBatch(ids, lengths, full))))
+    model.train(was_training)
+    gathered = {name: gather_with_gradient(torch.cat(part)).cpu() for name, part in parts.items()}
+    own = _first_places(gathered.pop("row_key"))
+    image = gathered.pop("image")[own]
+    metrics: dict[str, float] = {}
+    for name, text in gathered.items():
+        recall = retrieval_recall(image, text[own], torch.arange(len(own)))
+        metrics |= {f"validation/{name}/{key}": value for key, value in recall.items()}
+        both = [recall[f"{direction}/recall@1"] for direction in ("image_to_text", "text_to_image")]
+        metrics[f"validation/{name}/mean_recall@1"] = sum(both) / 2
+    return metrics
+
+
+def _first_places(keys: Tensor) -> Tensor:
+    """Places of the first of equal keys: a row that stood in for an unusable one is there twice."""
+    order = torch.argsort(keys, stable=True)
+    fresh = torch.ones(len(keys), dtype=torch.bool)
+    fresh[1:] = keys[order][1:] != keys[order][:-1]
+    return order[fresh].sort().values
