@@ -34,8 +34,8 @@ class Data(Settings):
     """Share of rows that may be unreadable before the run stops."""
     candidates: PositiveInt = 5
     """Where a caption or summary is a list, so many of its texts are drawn from, another one each pass."""
-    shuffle_window: PositiveInt = 4096
-    """Rows over all workers that are read together and shuffled, on top of the random order of the row groups."""
+    shuffle_window: PositiveInt = 1024
+    """Rows of a stream that are read together and shuffled, on top of the random order of the row groups."""
     streams: PositiveInt | None = None
     """Parts that the rows of an epoch are cut into; a worker reads whole ones. The rows of each step depend on this
     number and not on the workers': a run may go on with any number of workers that divides it. Empty: workers.count, or

@@ -48,7 +48,7 @@ def train_loop(config: dict[str, Any]) -> None:
         config: `settings` (of `FinetuneSettings`, as JSON values), `run_directory`, the `Source` to
             `train` on and that of `validation` or None, and a handle of the `quarantine`.
     """
-    logging.getLogger("ray.train").setLevel(logging.WARNING)  # it tells each report on every worker
+    logging.getLogger().setLevel(logging.WARNING)  # Ray tells each report on every worker
     disable_progress_bar()
     run = TrainingRun(FinetuneSettings.model_validate(config["settings"]), config)
     run.resume()

@@ -40,7 +40,7 @@ class TrainingOrder:
     streams: int
     """Divides the global batch size; a multiple of the number of workers."""
     window_rows: int
-    """Rows of a window over all streams, rounded up to whole global batches."""
+    """Rows of a stream that are read and shuffled together, rounded up to its part of whole global batches."""
     seed: int
 
     @property
@@ -51,7 +51,7 @@ class TrainingOrder:
     @property
     def steps_per_window(self) -> int:
         """Steps of each window but the last of an epoch."""
-        return min(self.steps_per_epoch, -(-self.window_rows // self.global_batch_size))
+        return min(self.steps_per_epoch, -(-self.window_rows * self.streams // self.global_batch_size))
 
     @property
     def windows_per_epoch(self) -> int:

@@ -70,7 +70,8 @@ def training_rows(settings: FinetuneSettings) -> Rows:
             f" {settings.global_batch_size} ({settings.workers.count} workers x"
             f" optim.per_worker_batch_size={settings.optim.per_worker_batch_size}); give more rows or a smaller batch"
         )
-    again = max(data.row_groups) * settings.streams / (order.steps_per_window * settings.global_batch_size)
+    window = order.steps_per_window * settings.global_batch_size // settings.streams
+    again = max(data.row_groups) / window
     if again > READ_AGAIN_WARNING and order.windows_per_epoch > 1:
         print(
             f"warning: data.train='{data.root}' has row groups of {max(data.row_groups)} rows, each of which is read"

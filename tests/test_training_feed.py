@@ -23,7 +23,7 @@ from tests.test_model_inputs import Refused
 ROWS = 60
 BROKEN = (7, 8, 23)
 COLUMNS = ["id", "image", "caption"]
-ORDER = {"global_batch_size": 12, "streams": 4, "window_rows": 36, "seed": 1}
+ORDER = {"global_batch_size": 12, "streams": 4, "window_rows": 9, "seed": 1}
 KEYS = {row_key(f"row-{row:02d}"): row for row in range(ROWS)}
 
 

@@ -12,7 +12,7 @@ Row = tuple[int, int]
 
 
 def order(**changes: object) -> TrainingOrder:
-    values = {"row_groups": GROUPS, "global_batch_size": BATCH, "streams": STREAMS, "window_rows": 250, "seed": 3}
+    values = {"row_groups": GROUPS, "global_batch_size": BATCH, "streams": STREAMS, "window_rows": 20, "seed": 3}
     return TrainingOrder(**(values | changes))  # type: ignore[arg-type]
 
 
@@ -63,7 +63,7 @@ def test_steps_from_any_one_on_are_those_of_an_unbroken_run() -> None:
 
 
 def test_a_window_reads_neighbouring_row_groups_and_mixes_them() -> None:
-    ours = order(row_groups=(64,) * 64, streams=4, global_batch_size=64, window_rows=1024)
+    ours = order(row_groups=(64,) * 64, streams=4, global_batch_size=64, window_rows=256)
     window = ours.window(0, worker=1, workers=4)
     assert len(window.rows) == 1024 // 4
     assert len(np.unique(window.groups)) <= 1024 // 4 // 64 + 1, "a worker reads whole row groups once"

@@ -41,10 +41,14 @@ from longclip.tokenizer import load_tokenizer, tokenize
 from photographs import photograph
 from pipelines.entry import connect
 from pipelines.finetune import DATA_CPUS
-from pipelines.model_inputs import ModelInputs
+from pipelines.finetune_settings import Data
+from pipelines.model_inputs import ModelInputs, row_key
 from pipelines.parquet_files import open_parquet, parquet_writer
 from pipelines.records import Columns, start_quarantine
 from pipelines.storage import Storage
+from pipelines.training_feed import PLACE, WindowReader, feed
+from pipelines.training_order import TrainingOrder
+from pipelines.training_source import OBJECT_STORE_SHARE
 
 SIDE, BATCH, CONTEXT_LENGTH = 224, 128, 248
 COLUMNS = ["id", "image", "caption", "summary"]
@@ -75,13 +79,16 @@ def write(path: Path, rows: int) -> Path:
 
 
 def ray_batches(path: Path) -> Iterator[Batch]:
-    """What a training worker gets."""
+    """What the one worker of a training run gets."""
     data = open_parquet("data", str(path), Storage(), COLUMNS)
-    quarantine = start_quarantine(data.rows, 0.0)
     texts = {"caption": 1, "summary": 1}
-    inputs = ModelInputs(Columns(), texts, ImageTransform(SIDE), None, CONTEXT_LENGTH, quarantine, keep=["id"])
-    yield from (
-        data.dataset(COLUMNS).map_batches(inputs, batch_size=64).iter_batches(batch_size=BATCH, prefetch_batches=2)
+    quarantine = start_quarantine(data.rows, 0.0)
+    inputs = ModelInputs(Columns(), texts, ImageTransform(SIDE), None, CONTEXT_LENGTH, quarantine, keep=[PLACE])
+    order = TrainingOrder(data.row_groups, BATCH, streams=1, window_rows=Data(train="").shuffle_window, seed=0)
+    free = ray.cluster_resources()
+    memory = OBJECT_STORE_SHARE * free["object_store_memory"]
+    yield from feed(
+        WindowReader(data, order, inputs, COLUMNS), range(order.steps_per_epoch), BATCH, free["CPU"], memory
     )
 
 
@@ -98,7 +105,10 @@ class Rows(IterableDataset):
         groups = [(file, group) for file in self.files for group in range(pq.ParquetFile(file).num_row_groups)]
         for file, group in groups[number::workers]:
             rows = pq.ParquetFile(file).read_row_group(group, COLUMNS).to_pydict()
-            batch: Batch = {"id": rows["id"], "pixels": np.stack([self.pixels(image) for image in rows["image"]])}
+            batch: Batch = {
+                "row_key": [row_key(row) for row in rows["id"]],
+                "pixels": np.stack([self.pixels(image) for image in rows["image"]]),
+            }
             for name in ("caption", "summary"):
                 tokens = tokenize(load_tokenizer(None, CONTEXT_LENGTH), rows[name], CONTEXT_LENGTH)
                 batch[f"{name}_ids"] = tokens.input_ids.numpy()
@@ -137,12 +147,12 @@ RIVALS: dict[str, Callable[[Path], Iterator[Batch]]] = {
 
 def compare(path: Path) -> None:
     """End the benchmark if the rivals do not give the same."""
-    found: dict[str, dict[str, tuple[np.ndarray, bytes]]] = {}
+    found: dict[str, dict[int, tuple[np.ndarray, bytes]]] = {}
     for name, batches in RIVALS.items():
         found[name] = {
-            str(key): (np.asarray(pixels), np.trim_zeros(np.asarray(ids).ravel(), "b").astype(np.int32).tobytes())
+            int(key): (np.asarray(pixels), np.trim_zeros(np.asarray(ids).ravel(), "b").astype(np.int32).tobytes())
             for batch in batches(path)
-            for key, pixels, ids in zip(batch["id"], batch["pixels"], batch["caption_ids"], strict=True)
+            for key, pixels, ids in zip(batch["row_key"], batch["pixels"], batch["caption_ids"], strict=True)
         }
     for name, rows in found.items():
         if rows.keys() != found["ray"].keys():
