@@ -23,7 +23,8 @@ from longclip.errors import ConfigError
 from longclip.files import whole_directory
 from pipelines import tracking
 from pipelines.entry import Progress, connect, run_entry
-from pipelines.finetune_settings import FinetuneSettings, initial_checkpoint
+from pipelines.finetune_settings import FinetuneSettings
+from pipelines.initial_model import initial_checkpoint
 from pipelines.model_inputs import ModelInputs
 from pipelines.parquet_files import is_list
 from pipelines.records import start_quarantine, write_quarantine

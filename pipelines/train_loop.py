@@ -17,7 +17,6 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import CLIPModel
 from transformers.utils.logging import disable_progress_bar
 
-from longclip.checkpoint import Checkpoint
 from longclip.compiling import compile_layers
 from longclip.distributed import rank, sum_over_workers, world_size
 from longclip.errors import TrainingError
@@ -30,7 +29,8 @@ from longclip.task import (
     parameter_groups,
 )
 from longclip.tokenizer import TokenBatch
-from pipelines.finetune_settings import FinetuneSettings, initial_checkpoint
+from pipelines.finetune_settings import FinetuneSettings
+from pipelines.initial_model import initial_checkpoint
 from pipelines.training_source import Source
 from pipelines.training_state import on_cpu, read_state, write_state
 from pipelines.validation import validate

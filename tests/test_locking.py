@@ -10,7 +10,8 @@ from longclip.errors import ConfigError
 from longclip.locking import TowerName, is_locked, lock_tower, tower_groups
 from longclip.stretch import text_positions
 from longclip.task import PairEncoder, backward, parameter_groups
-from pipelines.finetune_settings import FinetuneSettings, initial_checkpoint
+from pipelines.finetune_settings import FinetuneSettings
+from pipelines.initial_model import initial_checkpoint
 from tests.training_steps import LOSS, assert_same_gradients, gradients, share_of_batch, tiny_encoder
 
 TOWERS: tuple[TowerName, TowerName] = ("image", "text")
