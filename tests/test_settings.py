@@ -1,6 +1,7 @@
 """Settings: precedence, and one clear line for every mistake."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import PositiveInt
@@ -100,6 +101,16 @@ def test_relative_paths_inside_a_submitted_job_are_refused(tmp_path: Path, monke
             "on 33 rows",
         ),
         ({"model": {"architecture": {"image_size": 30}}}, "does not divide"),
+        ({"model": {"base": "a"}, "workers": {"min_count": 3}}, "min_count=3 is more than workers.count=2"),
+        (
+            {"model": {"base": "a"}, "data": {"train": "x", "streams": 4}, "workers": {"count": 4, "min_count": 2}},
+            "data.streams=4 is no multiple of 3 workers",
+        ),
+        ({"model": {"base": "a"}, "data": {"train": "x", "streams": 6}}, "no multiple of data.streams=6"),
+        (
+            {"model": {"base": "a"}, "loss": {"summary_loss_weight": 0}, "checkpoints": {"metric": "summary"}},
+            "checkpoints.metric=summary needs summaries",
+        ),
     ],
 )
 def test_finetune_refuses_settings_that_contradict_each_other(settings: dict, expected: str) -> None:
@@ -124,3 +135,27 @@ def test_a_batch_that_is_too_small_for_principal_components_can_be_accepted() ->
     settings = {"data": {"train": "x"}, "model": {"base": "a"}, "optim": {"per_worker_batch_size": 16}}
     accepted = FinetuneSettings.model_validate(settings | {"loss": {"allow_small_batch": True}})
     assert accepted.pca_rows <= accepted.loss.pca_dim + 1
+
+
+def test_a_run_may_go_on_with_other_workers_but_not_with_another_objective() -> None:
+    def identity(**changes: Any) -> dict[str, Any]:
+        values: dict[str, Any] = {
+            "data": {"train": "x", "streams": 4},
+            "model": {"base": "a"},
+            "optim": {"per_worker_batch_size": 64},
+        }
+        return FinetuneSettings.model_validate(values | changes).identity()
+
+    base = identity(workers={"count": 2})
+    other_workers: dict[str, Any] = {"workers": {"count": 4}, "optim": {"per_worker_batch_size": 32, "chunk_size": 8}}
+    assert identity(**other_workers, log_every_steps=1, validation={"rows": 5}) == base
+    assert identity(workers={"count": 4}) != base, "the global batch is another one"
+    assert identity(workers={"count": 2, "bf16": True}) != base
+    assert identity(workers={"count": 2}, seed=1) != base
+    halves: dict[str, Any] = {"workers": {"count": 2}, "optim": {"per_worker_batch_size": 128}}
+    quarters: dict[str, Any] = {"workers": {"count": 4}, "optim": {"per_worker_batch_size": 64}}
+    assert identity(**halves) == identity(**quarters)
+    local = {"loss": {"pca_scope": "local"}}
+    assert identity(**halves, **local) != identity(**quarters, **local), (
+        "each worker's own components: another objective"
+    )
