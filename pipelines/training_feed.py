@@ -61,8 +61,8 @@ class WindowReader:
         for number, first, end in zip(*(batch[name].tolist() for name in ("window", "first", "end")), strict=True):
             window = self.order.window(number, self.worker, self.of)
             rows = _Rows(window, self._tables(window))
-            stop = end * rows.step_rows
-            for start in range(first * rows.step_rows, stop, DECODE_ROWS):
+            stop = end * window.step_rows
+            for start in range(first * window.step_rows, stop, DECODE_ROWS):
                 yield self._decoded(rows, np.arange(start, min(start + DECODE_ROWS, stop)))
 
     def _tables(self, window: Window) -> dict[int, pa.Table]:
@@ -79,8 +79,8 @@ class WindowReader:
         """Model inputs of the rows at some places of a window, or of those that stand in for them."""
         parts: list[dict[str, np.ndarray]] = []
         missing = np.arange(len(places))
-        for step in range(len(rows)):
-            sources = (places[missing] + step * (rows.step_rows + 1)) % len(rows)
+        for attempt in range(len(rows)):
+            sources = rows.window.stand_ins(places[missing], attempt)
             part = self.inputs(rows.cells(sources) | {PLACE: missing})
             parts.append(part)
             missing = np.setdiff1d(missing, part[PLACE])
@@ -97,7 +97,6 @@ class _Rows:
 
     def __init__(self, window: Window, tables: dict[int, pa.Table]) -> None:
         self.window, self.tables = window, tables
-        self.step_rows = len(self) // window.steps
 
     def __len__(self) -> int:
         return len(self.window.rows)

@@ -25,6 +25,24 @@ class Window:
     """`[n]` row group of each row, a number among those of all files."""
     rows: np.ndarray
     """`[n]` its place in the row group."""
+    share: int
+    """Rows of each stream in a step; rows lie by step, then by stream."""
+
+    @property
+    def step_rows(self) -> int:
+        """Rows of a step."""
+        return len(self.rows) // self.steps
+
+    def stand_ins(self, places: np.ndarray, attempt: int) -> np.ndarray:
+        """Places `[m]` of rows that may stand in for those at `places [m]`, others in each attempt, 0 for themselves.
+
+        They lie in the same stream, a step later: they are the same on any number of workers.
+        """
+        step, rest = np.divmod(places, self.step_rows)
+        stream, slot = np.divmod(rest, self.share)
+        moved = (step * self.share + slot + attempt * (self.share + 1)) % (self.steps * self.share)
+        step, slot = np.divmod(moved, self.share)
+        return step * self.step_rows + stream * self.share + slot
 
 
 @dataclass(frozen=True)
@@ -95,7 +113,7 @@ class TrainingOrder:
         flat = positions.ravel()
         which = np.searchsorted(ends, flat, side="right")
         starts = ends[which] - np.asarray(self.row_groups)[order[which]]
-        return Window(epoch, steps, order[which], flat - starts)
+        return Window(epoch, steps, order[which], flat - starts, share)
 
 
 @lru_cache(maxsize=2)

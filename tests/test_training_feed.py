@@ -23,7 +23,7 @@ from tests.test_model_inputs import Refused
 ROWS = 60
 BROKEN = (7, 8, 23)
 COLUMNS = ["id", "image", "caption"]
-ORDER = {"global_batch_size": 12, "streams": 4, "window_rows": 9, "seed": 1}
+ORDER = {"global_batch_size": 12, "streams": 4, "window_rows": 15, "seed": 1}
 KEYS = {row_key(f"row-{row:02d}"): row for row in range(ROWS)}
 
 
@@ -82,6 +82,9 @@ def test_others_stand_in_for_broken_rows_and_nothing_else_moves(tmp_path: Path, 
             assert new not in BROKEN
             assert new == old or old in BROKEN
         assert len(set(after)) == len(after), "no row is its own rival in a batch"
+    parts = [steps(tmp_path / "broken", refused, range(5), worker, 4) for worker in range(4)]
+    joined = [[row for share in shares for row in share] for shares in zip(*parts, strict=True)]
+    assert joined == broken, "the same on any number of workers"
 
 
 def test_a_window_without_a_usable_row_ends_the_run(tmp_path: Path, refused: Refused) -> None:
