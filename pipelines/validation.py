@@ -9,7 +9,7 @@ from transformers import CLIPModel
 from longclip.distributed import gather_with_gradient
 from longclip.encode import encode_image, encode_text, unit
 from longclip.images import ImageTransform
-from longclip.metrics import retrieval_recall
+from longclip.metrics import retrieval_figures, retrieval_ranks
 from longclip.tokenizer import TokenBatch
 
 
@@ -17,7 +17,7 @@ from longclip.tokenizer import TokenBatch
 def validate(
     model: CLIPModel, transform: ImageTransform, batches: Iterator[dict[str, Tensor]], texts: Sequence[str]
 ) -> dict[str, float]:
-    """Recall of every text column in both directions, among the rows of all workers.
+    """Retrieval by every text column in both directions, among the rows of all workers.
 
     Args:
         model: what is measured.
@@ -26,8 +26,8 @@ def validate(
         texts: text columns; of a cell with several texts the first one counts.
 
     Returns:
-        `validation/<column>/image_to_text/recall@1` and others, and their mean over both directions at 1 as
-        `validation/<column>/mean_recall@1`: shares between 0 and 1, the same on every worker.
+        `validation/<column>/image_to_text/recall@1` and the other figures of `Ranks`, and the mean of recall@1 over
+        both directions as `validation/<column>/mean_recall@1`; the same on every worker.
     """
     was_training = model.training
     model.eval()
@@ -44,9 +44,9 @@ def validate(
     image = gathered.pop("image")[own]
     metrics: dict[str, float] = {}
     for name, text in gathered.items():
-        recall = retrieval_recall(image, text[own], torch.arange(len(own)))
-        metrics |= {f"validation/{name}/{key}": value for key, value in recall.items()}
-        both = [recall[f"{direction}/recall@1"] for direction in ("image_to_text", "text_to_image")]
+        figures = retrieval_figures(retrieval_ranks(image, text[own], torch.arange(len(own))))
+        metrics |= {f"validation/{name}/{key}": value for key, value in figures.items()}
+        both = [figures[f"{direction}/recall@1"] for direction in ("image_to_text", "text_to_image")]
         metrics[f"validation/{name}/mean_recall@1"] = sum(both) / 2
     return metrics
 
