@@ -13,6 +13,8 @@ from longclip.images import CLIP_MEAN, CLIP_STD
 from longclip.state_dicts import HEAD_WIDTH, SIGLIP_REASON, ModelHints
 
 OPEN_CLIP_CONFIG = "open_clip_config.json"
+_HUGGING_FACE_CONFIG = "config.json"
+_TEXT_ENCODER = "clip_text_model"  # model_type of CLIPTextModel and CLIPTextModelWithProjection
 
 # Options of an open_clip config that change what the model computes without changing its weights' names, with the
 # values that are CLIP's own. Anything else would convert into a model that is silently wrong.
@@ -55,7 +57,7 @@ def read_companion(directory: Path, layout: str) -> Companion:
         CheckpointError: it cannot be understood, or tells that the weights are of something that CLIP is not.
     """
     of_transformers = layout in ("huggingface", "text-encoder")
-    path = directory / ("config.json" if of_transformers else OPEN_CLIP_CONFIG)
+    path = directory / (_HUGGING_FACE_CONFIG if of_transformers else OPEN_CLIP_CONFIG)
     if layout == "long-clip":
         return Companion(hints=ModelHints(vision_head_width=HEAD_WIDTH))
     if not path.is_file():
@@ -67,13 +69,22 @@ def read_companion(directory: Path, layout: str) -> Companion:
         raise CheckpointError(f"cannot make sense of {path.name} beside it: {error!r}") from error
 
 
+def is_text_encoder(directory: Path) -> bool:
+    """Whether a directory is that of a text encoder alone, as a diffusers pipeline has one."""
+    try:
+        saved = json.loads((directory / _HUGGING_FACE_CONFIG).read_text(encoding="utf-8"))
+        return saved.get("model_type") == _TEXT_ENCODER
+    except (AttributeError, OSError, ValueError):
+        return False
+
+
 def _hugging_face_companion(saved: Mapping[str, Any]) -> Companion:
     kind = saved.get("model_type")
-    if kind == "clip_text_model":  # as the text encoder of a diffusers pipeline has it
+    if kind == _TEXT_ENCODER:
         tower = CLIPTextConfig.from_dict(dict(saved))
         return Companion(hints=ModelHints(tower.hidden_act, text_heads=tower.num_attention_heads))
     if kind != "clip":
-        raise CheckpointError(f"config.json beside it is of a '{kind}' model, not of a CLIP")
+        raise CheckpointError(f"{_HUGGING_FACE_CONFIG} beside it is of a '{kind}' model, not of a CLIP")
     config = CLIPConfig.from_dict(dict(saved))
     text, vision = config.text_config, config.vision_config
     hints = ModelHints(text.hidden_act, vision.image_size, vision.num_attention_heads, text.num_attention_heads)

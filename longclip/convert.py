@@ -20,7 +20,7 @@ from transformers import CLIPConfig, CLIPModel
 
 from longclip.checkpoint import MANIFEST, Checkpoint, load_checkpoint, load_transform, save_checkpoint
 from longclip.command_line import run_command
-from longclip.companions import Companion, read_companion
+from longclip.companions import Companion, is_text_encoder, read_companion
 from longclip.errors import CheckpointError, ConfigError
 from longclip.files import file_sha256
 from longclip.formats.onnx import TEXT_GRAPH
@@ -158,7 +158,8 @@ def _find_weights(directory: Path) -> Path | None:
     """The one weights file of a directory that is no complete Hugging Face one; None for one that is."""
     complete = (directory / "config.json").is_file()
     if complete and any((directory / name).is_file() for name in _HUGGING_FACE_WEIGHTS):
-        return None
+        alone = directory / _HUGGING_FACE_WEIGHTS[0]
+        return alone if alone.is_file() and is_text_encoder(directory) else None
     for name in (*_OPEN_CLIP_WEIGHTS, _TORCH_WEIGHTS):
         if (directory / name).is_file():
             return directory / name
@@ -204,10 +205,16 @@ def _read_weights(weights: Path, activation: str | None, image_tower: str | Path
 def _complete(companion: Companion, text: StateDict, base: Checkpoint) -> tuple[Companion, StateDict]:
     """A text encoder's weights and what is known of them, completed by those of a CLIP."""
     known, config = base.model.state_dict(), base.model.config
+    activation = config.vision_config.hidden_act
+    if companion.hints.activation not in (None, activation):
+        raise CheckpointError(
+            f"it has the activation {companion.hints.activation}, the CLIP of --image-tower {activation}: they do not"
+            " belong together"
+        )
     state = {name: tensor for name, tensor in known.items() if not name.startswith("text_model.")} | dict(text)
     hints = replace(
         companion.hints,
-        activation=companion.hints.activation or config.text_config.hidden_act,
+        activation=activation,
         image_size=config.vision_config.image_size,
         vision_heads=config.vision_config.num_attention_heads,
     )

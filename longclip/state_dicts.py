@@ -75,13 +75,16 @@ class ModelHints:
 
 
 def bare_names(state: StateDict) -> dict[str, Tensor]:
-    """The same weights without what training wrappers and open_clip's `CustomTextCLIP` put in front of names."""
+    """The same weights without what training wrappers and open_clip's `CustomTextCLIP` put in front of names, and with
+    the `text_model.` that a `CLIPTextModel` saved by transformers 5 lacks."""
     names = dict(state)
     for prefix in _WRAPPERS * 2:
         if names and all(name.startswith(prefix) for name in names):
             names = {name.removeprefix(prefix): tensor for name, tensor in names.items()}
     if "text.token_embedding.weight" in names:
         names = {name.removeprefix("text."): tensor for name, tensor in names.items()}
+    if "embeddings.token_embedding.weight" in names:
+        names = {f"text_model.{name}": tensor for name, tensor in names.items()}
     return names
 
 

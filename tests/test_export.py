@@ -144,6 +144,8 @@ def test_command_line(small_long_clip_dir: Path, tmp_path: Path, capsys: pytest.
     assert out.startswith("huggingface -> open_clip: 248 positions, 2 files, ")
     assert f'create_model_and_transforms("local-dir:{tmp_path / "out"}")' in out
     assert json.loads((tmp_path / "out" / "open_clip_config.json").read_text())["model_cfg"]["embed_dim"] == 32
+    for path in (tmp_path / "out").iterdir():
+        assert path.stat().st_mode & 0o777 == 0o644
 
 
 def test_nothing_is_replaced(small_long_clip_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,11 +3,12 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from transformers import SiglipConfig, SiglipModel
+from safetensors.torch import load_file
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, SiglipConfig, SiglipModel
 
 from longclip.checkpoint import Checkpoint, save_checkpoint
 from longclip.convert import convert_checkpoint, main, read_source
@@ -81,18 +82,35 @@ def test_text_encoder_completes_another_clip(
     assert same_weights(checkpoint, {**other.model.state_dict(), **load_file(source)})
 
 
-def test_text_encoder_of_diffusers_lacks_a_projection(
-    exported: Path, small_long_clip: Checkpoint, small_long_clip_dir: Path, tmp_path: Path
+@pytest.mark.parametrize("kind", [CLIPTextModel, CLIPTextModelWithProjection])
+def test_text_encoder_of_a_diffusers_pipeline(
+    kind: Any, small_long_clip: Checkpoint, small_long_clip_dir: Path, tmp_path: Path
 ) -> None:
-    state = load_file(exported / "text-encoder")
-    del state["text_projection.weight"]
-    save_file(state, tmp_path / "model.safetensors")
-    config = {"model_type": "clip_text_model", "hidden_act": "gelu", "num_attention_heads": 4}
+    """Of Stable Diffusion it has no projection, and no `text_model.` before its names; of SDXL's second it has both."""
+    encoder = kind.from_pretrained(small_long_clip_dir)
+    with torch.no_grad():
+        for weight in encoder.parameters():
+            weight.mul_(1.5)
+    encoder.save_pretrained(tmp_path / "text_encoder")
+    base = small_long_clip.model
+    trained = {name: tensor for name, tensor in base.state_dict().items() if name.startswith("text_model.")}
+    if kind is CLIPTextModelWithProjection:
+        trained["text_projection.weight"] = base.text_projection.weight
+    expected = base.state_dict() | {name: tensor.detach() * 1.5 for name, tensor in trained.items()}
+    for source in (tmp_path / "text_encoder", tmp_path / "text_encoder" / "model.safetensors"):
+        checkpoint = convert_checkpoint(source, image_tower=small_long_clip_dir)
+        assert same_weights(checkpoint, expected)
+
+
+def test_config_beside_a_text_encoder(exported: Path, small_long_clip_dir: Path, tmp_path: Path) -> None:
+    shutil.copy(exported / "text-encoder", tmp_path / "model.safetensors")
+    config = {"model_type": "clip_text_model", "hidden_act": "quick_gelu", "num_attention_heads": 4}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    checkpoint = convert_checkpoint(tmp_path / "model.safetensors", image_tower=small_long_clip_dir)
-    assert same_weights(checkpoint, small_long_clip.model.state_dict())
-    assert checkpoint.model.config.text_config.hidden_act == "gelu"
+    checkpoint = convert_checkpoint(tmp_path, image_tower=small_long_clip_dir)
     assert checkpoint.model.config.text_config.num_attention_heads == 4
+    (tmp_path / "config.json").write_text(json.dumps({**config, "hidden_act": "gelu"}))
+    with pytest.raises(CheckpointError, match=r"activation gelu, the CLIP of --image-tower quick_gelu"):
+        convert_checkpoint(tmp_path, image_tower=small_long_clip_dir)
 
 
 def test_image_tower_is_needed_and_not_superfluous(
