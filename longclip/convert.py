@@ -139,7 +139,7 @@ def _clip_module(directory: Path) -> Path:
     path = directory / _SENTENCE_TRANSFORMERS_MODULES
     try:
         modules = [
-            (module["type"].rpartition(".")[2], module["path"]) for module in json.loads(path.read_text("utf-8"))
+            (module["type"].rpartition(".")[2], Path(module["path"])) for module in json.loads(path.read_text("utf-8"))
         ]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"cannot make sense of '{path}': {error!r}") from error
@@ -147,7 +147,10 @@ def _clip_module(directory: Path) -> Path:
     if not modules or others:
         what = f"{others[0]} behind its first module" if others else "no module"
         raise CheckpointError(f"sentence-transformers model '{directory}' has {what}: it is more or less than a CLIP")
-    return directory / modules[0][1]
+    module = modules[0][1]
+    if module.is_absolute() or ".." in module.parts:
+        raise CheckpointError(f"sentence-transformers model '{directory}' has its first module elsewhere: '{module}'")
+    return directory / module
 
 
 def _second_image_tower(source: str | Path) -> ConfigError:

@@ -112,8 +112,8 @@ def use_long_clip(
 
 def _require_usable(pipeline: Any, places: Sequence[str], checkpoint_2: object) -> None:
     name = type(pipeline).__name__
-    if not places:
-        raise ConfigError(f"{name} has no CLIP text encoder; Long-CLIP can only take the place of one")
+    if not places or not hasattr(pipeline, "encode_prompt"):
+        raise ConfigError(f"{name} encodes no prompt with a CLIP text encoder, which Long-CLIP takes the place of")
     if checkpoint_2 is not None and len(places) < 2:
         raise ConfigError(f"{name} has one CLIP text encoder, {places[0]}; leave checkpoint_2 out")
     if "encode_prompt" in vars(pipeline):

@@ -168,7 +168,10 @@ def test_graphs_alone_are_no_source(exported: Path, tmp_path: Path, capsys: pyte
         ("{", "cannot make sense of"),
         ('[{"type": "a.CLIPModel"}]', "cannot make sense of"),
         ('[{"type": "a.CLIPModel", "path": "0"}, {"type": "a.Dense", "path": "1"}]', "Dense behind its first module"),
+        ('[{"type": "a.CLIPModel", "path": 0}]', "cannot make sense of"),
         ('[{"type": "a.CLIPModel", "path": "0"}]', "holds no weights"),
+        ('[{"type": "a.CLIPModel", "path": "0/.."}]', "elsewhere"),
+        ('[{"type": "a.CLIPModel", "path": "/tmp"}]', "elsewhere"),
     ],
 )
 def test_other_sentence_transformers(
