@@ -104,7 +104,7 @@ def _runtime() -> Callable[[str], Any]:
 def _texts(model: CLIPModel, rows: int, length: int) -> Tensor:
     """`[rows, length]` random token ids; each text ends with the end token."""
     end = model.config.text_config.vocab_size - 1
-    input_ids = torch.randint(end, (rows, length))
+    input_ids = torch.randint(end, (rows, length), generator=torch.Generator().manual_seed(0))
     input_ids[:, -1] = end
     return input_ids
 
@@ -112,7 +112,7 @@ def _texts(model: CLIPModel, rows: int, length: int) -> Tensor:
 def _images(model: CLIPModel, rows: int) -> Tensor:
     """`[rows, 3, S, S]` random pixels."""
     side = model.config.vision_config.image_size
-    return torch.randn(rows, 3, side, side)
+    return torch.randn(rows, 3, side, side, generator=torch.Generator().manual_seed(0))
 
 
 class _Place(NamedTuple):
