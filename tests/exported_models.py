@@ -1,7 +1,5 @@
 """Fixtures: CLIPs whose every weight differs from its initial value, for tests of other software's formats."""
 
-import os
-import sys
 from pathlib import Path
 
 import pytest
@@ -56,15 +54,3 @@ def small_long_clip_dir(small_long_clip: Checkpoint, tmp_path_factory: pytest.Te
     directory = tmp_path_factory.mktemp("small") / "long-clip"
     save_checkpoint(small_long_clip, directory, {"origin": "test"})
     return directory
-
-
-@pytest.fixture(scope="session")
-def open_clip() -> Path:
-    """Where `make install` puts open_clip, beside the environment: its torchvision need not fit the torch there."""
-    folder = Path(sys.prefix) / "open_clip"
-    if not folder.is_dir():
-        reason = f"open_clip is not installed in {folder}; `make install` puts it there"
-        if os.environ.get("LONGCLIP_REQUIRE_SYSTEM_PACKAGES"):
-            pytest.fail(reason)
-        pytest.skip(reason)
-    return folder

@@ -13,6 +13,7 @@ import pytest
 from longclip.checkpoint import save_checkpoint
 from longclip.export import main as export
 from tests.conftest import ROOT, picture
+from tests.consumers import open_clip_folder
 from tests.tiny_pipelines import PIPELINES, long_clip_for
 
 pytestmark = pytest.mark.slow
@@ -55,10 +56,10 @@ def test_the_page_has_examples_for_all() -> None:
 
 
 @pytest.mark.parametrize("number", range(len(EXAMPLES)))
-def test_example(number: int, workplace: Path, request: pytest.FixtureRequest) -> None:
+def test_example(number: int, workplace: Path) -> None:
     code, paths = EXAMPLES[number], [str(ROOT)]
     if "open_clip" in code:
-        paths += [str(request.getfixturevalue("open_clip")), str(ROOT / "tests")]
+        paths += [str(open_clip_folder()), str(ROOT / "tests")]
         code = f"import loadable_torchvision\n{code}"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     done = subprocess.run(

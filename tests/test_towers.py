@@ -1,7 +1,6 @@
 """Every published tower: its names, shapes and heads in each format, without the memory for its weights."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +12,7 @@ from longclip.formats.open_clip import model_config
 from longclip.images import ImageTransform
 from longclip.state_dicts import infer_config, to_huggingface, to_openai
 from longclip.tokenizer import build_tokenizer
+from tests.consumers import open_clip_folder
 
 # By open_clip's names: image tower (width, MLP width, layers, heads, patch, side), text tower (width, layers, heads),
 # width of the embedding.
@@ -71,8 +71,8 @@ def test_layouts_are_inverse_and_tell_the_configuration(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", TOWERS)
-def test_config_is_that_of_open_clip_but_for_its_length(name: str, open_clip: Path) -> None:
-    path = open_clip / "open_clip" / "model_configs" / f"{name}.json"
+def test_config_is_that_of_open_clip_but_for_its_length(name: str) -> None:
+    path = open_clip_folder() / "open_clip" / "model_configs" / f"{name}.json"
     theirs, ours = json.loads(path.read_text()), model_config(published_clip(name))
     assert ours["text_cfg"].pop("context_length") == 248
     assert theirs["text_cfg"].pop("context_length") == 77

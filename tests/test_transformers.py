@@ -19,12 +19,9 @@ from transformers import (
 )
 
 from longclip.checkpoint import Checkpoint, load_checkpoint, new_model, save_checkpoint
-from longclip.images import decode_image
-from tests.conftest import picture, tiny_config
+from tests.conftest import tiny_config
+from tests.consumers import PICTURE, our_embeddings
 from tests.exported_models import TEXTS
-from tests.test_export_consumers import long_clip_embeddings
-
-PICTURE = decode_image(picture(seed=3, size=(90, 70)))
 
 
 def token_ids(directory: Path, padding: str) -> Tensor:
@@ -36,7 +33,7 @@ def token_ids(directory: Path, padding: str) -> Tensor:
 
 @pytest.mark.parametrize("padding", ["longest", "max_length"])
 def test_classes_with_projections(padding: str, small_long_clip: Checkpoint, small_long_clip_dir: Path) -> None:
-    expected = long_clip_embeddings(small_long_clip)
+    expected = our_embeddings(small_long_clip)
     input_ids = token_ids(small_long_clip_dir, padding)
     assert input_ids.shape == (len(TEXTS), 248)
     processor = AutoImageProcessor.from_pretrained(small_long_clip_dir)
@@ -58,7 +55,7 @@ def test_classes_with_projections(padding: str, small_long_clip: Checkpoint, sma
 def test_towers_alone(small_long_clip: Checkpoint, small_long_clip_dir: Path) -> None:
     input_ids = token_ids(small_long_clip_dir, "longest")
     text, image = (kind.from_pretrained(small_long_clip_dir) for kind in (CLIPTextModel, CLIPVisionModel))
-    expected, model = long_clip_embeddings(small_long_clip), small_long_clip.model
+    expected, model = our_embeddings(small_long_clip), small_long_clip.model
     with torch.no_grad():
         pooled = text(input_ids)
         torch.testing.assert_close(
