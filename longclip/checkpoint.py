@@ -140,6 +140,42 @@ def write_checkpoint_files(
     (directory / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
 
 
+def verify_checkpoint(directory: str | Path, manifest_sha256: str | None = None) -> None:
+    """Check that a checkpoint directory holds what was written, and nothing else.
+
+    Args:
+        directory: a directory that `save_checkpoint` wrote, perhaps copied since.
+        manifest_sha256: what the manifest's own checksum must be, where somebody trustworthy kept it.
+
+    Raises:
+        CheckpointError: a file was changed, added, removed or made a link, or there is no manifest.
+    """
+    directory = Path(directory)
+    problem = _first_difference(directory, manifest_sha256)
+    if problem:
+        raise CheckpointError(f"checkpoint '{directory}' is not what was written: {problem}; write it again")
+
+
+def _first_difference(directory: Path, manifest_sha256: str | None) -> str | None:
+    entries = {entry.name: entry for entry in directory.iterdir()}
+    wrong = next((name for name, entry in entries.items() if entry.is_symlink() or not entry.is_file()), None)
+    if wrong is not None:
+        return f"'{wrong}' is a link or a directory"
+    if MANIFEST not in entries:
+        return f"it has no {MANIFEST}"
+    if manifest_sha256 not in (None, file_sha256(entries[MANIFEST])):
+        return f"its {MANIFEST} was changed"
+    try:
+        expected = json.loads(entries.pop(MANIFEST).read_bytes())["sha256"]
+        changed = sorted(expected.keys() ^ entries.keys())
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return f"its {MANIFEST} cannot be read"
+    if changed:
+        return f"'{changed[0]}' is {'missing' if changed[0] in expected else 'not in its manifest'}"
+    wrong = next((name for name, entry in entries.items() if file_sha256(entry) != expected[name]), None)
+    return f"the content of '{wrong}' was changed" if wrong else None
+
+
 def checkpoint_id(directory: str | Path) -> str:
     """Short name of a checkpoint's content: the first 16 digits of the sha256 of its weights."""
     return file_sha256(Path(directory) / "model.safetensors")[:16]

@@ -35,5 +35,11 @@ class TrainingError(LongClipError):
     exit_code = 5
 
 
+class PromotionError(LongClipError):
+    """A candidate was not made champion, or the registry changed while that was decided."""
+
+    exit_code = 6
+
+
 class ImageError(DataError):
     """One image cannot be decoded. Rows that raise it are quarantined, not fatal."""

@@ -101,7 +101,7 @@ def tables(result: dict[str, Any]) -> Iterator[Table]:
             f"Against {result['comparisons'][0]['base']}, the same queries, at 1",
             ["model", "direction", "change, points", "better", "worse", "p (paired)"],
             [
-                [line["model"], DIRECTIONS[line["direction"]], _change(line), *_counts(line)]
+                [line["model"], DIRECTIONS[line["direction"]], change_text(line), *_counts(line)]
                 for line in result["comparisons"]
             ],
             words=2,
@@ -152,7 +152,7 @@ def _long_text_tables(result: dict[str, Any]) -> Iterator[Table]:
         [
             [
                 *(model, DIRECTIONS[direction], CHANGE_TITLES[name]),
-                *(f"{100 * line['recall@1']:.1f}", _change(line), *_counts(line)),
+                *(f"{100 * line['recall@1']:.1f}", change_text(line), *_counts(line)),
             ]
             for model, direction, long_text in studied
             for name, line in long_text["changes"].items()
@@ -202,7 +202,8 @@ def _percent(figure: dict[str, float]) -> str:
     return f"{100 * figure['value']:.1f} [{100 * figure['low']:.1f}, {100 * figure['high']:.1f}]"
 
 
-def _change(line: dict[str, float]) -> str:
+def change_text(line: dict[str, float]) -> str:
+    """A difference in points with its interval."""
     return f"{100 * line['difference']:+.1f} [{100 * line['low']:+.1f}, {100 * line['high']:+.1f}]"
 
 

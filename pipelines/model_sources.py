@@ -1,8 +1,9 @@
 """Models by any name: a directory or hub name as it is, a registered version, or a file of official weights."""
 
+import hashlib
 from pathlib import Path
 
-from longclip.checkpoint import save_checkpoint
+from longclip.checkpoint import save_checkpoint, verify_checkpoint
 from longclip.convert import convert_checkpoint
 from longclip.files import file_sha256
 from pipelines import tracking
@@ -22,9 +23,12 @@ def local_model(source: str, cache: Path, tracking_uri: str) -> str:
     """
     if source.startswith(tracking.MODELS):
         version = tracking.resolve_version(tracking_uri, source)
-        directory = cache / version.removeprefix(tracking.MODELS)
-        if not directory.is_dir():
-            tracking.download_checkpoint(tracking_uri, version, directory)
+        key = hashlib.sha256(f"{tracking_uri}\0{version.uri}\0{version.source}".encode()).hexdigest()[:16]
+        directory = cache / "registered" / key
+        if directory.is_dir():
+            verify_checkpoint(directory)
+        else:
+            tracking.download_checkpoint(tracking_uri, version.uri, directory)
         return str(directory)
     path = Path(source).expanduser()
     if path.is_file():

@@ -5,7 +5,9 @@ The tracking server is that of `MLFLOW_TRACKING_URI`; without it, an SQLite data
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,14 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from ray.train import UserCallback
 
-from longclip.checkpoint import Checkpoint, load_checkpoint
-from longclip.errors import CheckpointError, ConfigError
-from longclip.files import whole_directory
+from longclip.checkpoint import MANIFEST, Checkpoint, load_checkpoint, verify_checkpoint
+from longclip.errors import CheckpointError, ConfigError, PromotionError
+from longclip.files import file_sha256, whole_directory
 
 MODELS, CHECKPOINT = "models:/", "checkpoint"
+MANIFEST_TAG, REPLACED_TAG = "manifest_sha256", "replaced_version"
+"""Tags of a version: checksum of its checkpoint's manifest, and the version it replaced under an alias."""
+
 DATABASE, ARTIFACTS = "mlflow.db", "mlartifacts"
 PYFUNC_MODEL = Path(__file__).with_name("pyfunc_model.py")
 
@@ -41,7 +46,7 @@ def start_run(uri: str, experiment: str, name: str, parameters: Mapping[str, Any
     Raises:
         ConfigError: the tracking server cannot be reached.
     """
-    try:
+    with _answering(uri):
         client = MlflowClient(uri)
         found = client.get_experiment_by_name(experiment)
         experiment_id = found.experiment_id if found else client.create_experiment(experiment, _artifact_location(uri))
@@ -49,9 +54,6 @@ def start_run(uri: str, experiment: str, name: str, parameters: Mapping[str, Any
         for key, value in _flatten(parameters).items():
             client.log_param(run.info.run_id, key, value)
         client.log_dict(run.info.run_id, dict(parameters), "settings.json")
-    except MlflowException as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ConfigError(f"MLflow at '{uri}' cannot be used: {reason}; check MLFLOW_TRACKING_URI") from error
     return run.info.run_id
 
 
@@ -104,6 +106,7 @@ def register_checkpoint(
     Returns:
         The version number.
     """
+    verify_checkpoint(directory)
     checkpoint: Checkpoint = load_checkpoint(directory)
     if directory.name != "checkpoint":
         raise CheckpointError(f"checkpoint '{directory}': a registered directory must be called 'checkpoint'")
@@ -118,13 +121,24 @@ def register_checkpoint(
             pip_requirements=["longclip", "torch", "transformers"],
             metadata={"context_length": checkpoint.context_length},
         )
-    version = mlflow.register_model(f"models:/{logged.model_id}", name)
+    tags = {MANIFEST_TAG: file_sha256(directory / MANIFEST)}
+    version = mlflow.register_model(f"models:/{logged.model_id}", name, tags=tags)
     MlflowClient(uri).set_registered_model_alias(name, alias, version.version)
     return int(version.version)
 
 
-def resolve_version(uri: str, model: str) -> str:
-    """`models:/name/version` of a registered model, which may be named by an alias (`models:/name@alias`).
+@dataclass(frozen=True)
+class Version:
+    """A registered version, free of anything that can move."""
+
+    uri: str
+    """`models:/name/version`."""
+    source: str
+    """Where its artifacts lie: tells equal names and versions of two registries apart."""
+
+
+def resolve_version(uri: str, model: str) -> Version:
+    """A registered model by its version, `models:/name/version`, or an alias, `models:/name@alias`.
 
     Raises:
         CheckpointError: it is not in the registry, or the registry does not answer.
@@ -139,24 +153,124 @@ def resolve_version(uri: str, model: str) -> str:
     except MlflowException as error:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"model '{model}' cannot be found in the registry at '{uri}': {reason}") from error
-    return f"{MODELS}{name}/{found.version}"
+    return Version(f"{MODELS}{name}/{found.version}", str(found.source))
 
 
 def download_checkpoint(uri: str, model: str, directory: Path) -> None:
-    """Download the checkpoint directory of a registered version, and nothing else of it, to `directory`, which is new.
+    """Download the checkpoint of a registered version, and nothing else of it, to `directory`, which is new.
+
+    Its files are checked against their manifest, and that against the checksum that the registry keeps.
+
+    Args:
+        uri: tracking server.
+        model: `models:/name/version`.
+        directory: what the checkpoint will be called; it is there whole or not at all.
 
     Raises:
-        CheckpointError: the artifacts cannot be read.
+        CheckpointError: the artifacts cannot be read, or are not what was registered.
     """
+    name, _, version = model.removeprefix(MODELS).rpartition("/")
     artifacts = f"{model}/artifacts/{CHECKPOINT}"
     with whole_directory(directory) as aside:
         try:
+            tags = MlflowClient(uri).get_model_version(name, version).tags
             found = mlflow.artifacts.download_artifacts(artifact_uri=artifacts, dst_path=str(aside), tracking_uri=uri)
         except (MlflowException, OSError) as error:
             reason = " ".join(str(error).split())[:200]
             raise CheckpointError(f"'{artifacts}' cannot be downloaded: {reason}") from error
-        for file in list(Path(found).iterdir()):
+        downloaded = Path(found)
+        verify_checkpoint(downloaded, tags.get(MANIFEST_TAG))
+        for file in list(downloaded.iterdir()):
             file.rename(aside / file.name)
+        for parent in (downloaded, *downloaded.parents):
+            if parent == aside:
+                break
+            parent.rmdir()
+
+
+def alias_version(uri: str, name: str, alias: str) -> str | None:
+    """Version that an alias of a registered model points at; None where it points nowhere.
+
+    Raises:
+        ConfigError: the registry does not answer.
+    """
+    with _answering(uri):
+        try:
+            return str(MlflowClient(uri).get_model_version_by_alias(name, alias).version)
+        except MlflowException as error:
+            # A missing alias is said as an invalid value, a missing model as one that does not exist.
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                return None
+            raise
+
+
+def move_alias(uri: str, name: str, alias: str, expected: str | None, version: str, remember: bool = True) -> None:
+    """Point an alias at another version, if it still points where it did when that was decided.
+
+    MLflow has no such operation. Creating a registered model of a name that exists fails, on every store: that
+    is the lock, which is held for the two requests between reading and writing.
+
+    Args:
+        uri: tracking server.
+        name: registered model.
+        alias: what is moved.
+        expected: version that it must point at until then; None for nowhere.
+        version: version that it will point at.
+        remember: tag the new version with the one it replaced, for a way back.
+
+    Raises:
+        PromotionError: the alias was moved by somebody else, or somebody else holds the lock.
+        ConfigError: the registry does not answer.
+    """
+    lock = f"{name}--{alias}-is-moved"
+    client = MlflowClient(uri)
+    with _answering(uri):
+        try:
+            client.create_registered_model(lock)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            raise PromotionError(
+                f"alias '{alias}' of '{name}' is being moved by another job; run this one again. If there is none, one"
+                f" was killed: delete the registered model '{lock}'"
+            ) from error
+        try:
+            found = alias_version(uri, name, alias)
+            if found != expected:
+                raise PromotionError(
+                    f"alias '{alias}' of '{name}' was moved from version {expected} to {found} meanwhile; run again"
+                )
+            if remember and expected is not None:
+                client.set_model_version_tag(name, version, REPLACED_TAG, expected)
+            client.set_registered_model_alias(name, alias, version)
+        finally:
+            client.delete_registered_model(lock)
+
+
+def replaced_version(uri: str, name: str, version: str) -> str | None:
+    """Version that this one replaced under an alias; None where it was the first."""
+    with _answering(uri):
+        return MlflowClient(uri).get_model_version(name, version).tags.get(REPLACED_TAG)
+
+
+def log_documents(uri: str, run_id: str, documents: Mapping[str, str]) -> None:
+    """Keep texts, by file name, as artifacts of a run.
+
+    Raises:
+        ConfigError: the tracking server or its storage does not take them.
+    """
+    with _answering(uri):
+        for file, text in documents.items():
+            MlflowClient(uri).log_text(run_id, text, file)
+
+
+@contextmanager
+def _answering(uri: str) -> Iterator[None]:
+    try:
+        yield
+    except MlflowException as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"MLflow at '{uri}' cannot be used: {reason}; check MLFLOW_TRACKING_URI") from error
 
 
 def _artifact_location(uri: str) -> str | None:

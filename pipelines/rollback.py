@@ -1,0 +1,57 @@
+"""Point the champion back at the version that it replaced.
+
+    python pipelines/rollback.py
+    python pipelines/rollback.py --set name=longclip --set to_version=3
+
+Nothing is deleted: the version that is left can be promoted again. What serves models:/longclip@champion takes the
+older version at its next deployment.
+"""
+
+from collections.abc import Sequence
+
+from pydantic import PositiveInt
+
+from longclip.errors import PromotionError
+from pipelines import tracking
+from pipelines.entry import Progress, run_entry
+from pipelines.settings import Settings, load_settings, storage_path
+
+
+class RollbackSettings(Settings):
+    """Everything that defines a rollback."""
+
+    name: str = "longclip"
+    """Registered model."""
+    champion: str = "champion"
+    """Alias that is moved."""
+    to_version: PositiveInt | None = None
+    """Version to go back to; empty takes the one that the champion replaced."""
+    directory: str = "var"
+    """Local directory of MLflow's database, without MLFLOW_TRACKING_URI."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The entry; `argv` is the command line without the program's name."""
+    settings = load_settings(RollbackSettings, __doc__ or "", argv)
+    progress = Progress("rollback")
+    uri = tracking.tracking_uri(storage_path("directory", settings.directory))
+    current = tracking.alias_version(uri, settings.name, settings.champion)
+    if current is None:
+        raise PromotionError(f"'{settings.name}' has no alias '{settings.champion}' at {uri}; there is nothing to undo")
+    if settings.to_version:
+        target = tracking.resolve_version(uri, f"{tracking.MODELS}{settings.name}/{settings.to_version}")
+        version: str | None = target.uri.rpartition("/")[2]
+    else:
+        version = tracking.replaced_version(uri, settings.name, current)
+    if version is None:
+        raise PromotionError(
+            f"version {current} of '{settings.name}' replaced none as '{settings.champion}'; name one with --set"
+            " to_version="
+        )
+    if version != current:
+        tracking.move_alias(uri, settings.name, settings.champion, current, version, remember=False)
+    progress.summary(0, 0, 0, f"'{settings.champion}' moved from version {current} to {version}")
+
+
+if __name__ == "__main__":
+    run_entry(main)
