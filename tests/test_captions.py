@@ -6,7 +6,7 @@ from typing import get_args
 
 import pytest
 
-from longclip.captions import STRATEGIES, Strategy, caption_text, content_words, split_sentences, summarizer
+from longclip.captions import STRATEGIES, Strategy, caption_text, changer, content_words, split_sentences, summarizer
 
 CAPTION = "A red bus waits. Two people board the red bus. The sky is grey. A dog runs past the bus stop."
 
@@ -134,3 +134,18 @@ def test_summaries_are_equal_in_another_process() -> None:
         check=True,
     ).stdout.strip()
     assert printed.split("|") == [summarizer("random_sentences")(CAPTION, f"row-{n}") for n in range(9)]
+
+
+def test_changes_keep_what_they_say() -> None:
+    caption = " ".join(f"Sentence {number} stands here." for number in range(20))
+    shuffled = changer("sentences_shuffled")(caption, "a")
+    assert sorted(split_sentences(shuffled)) == sorted(split_sentences(caption))
+    assert shuffled != caption
+    assert shuffled == changer("sentences_shuffled")(caption, "a")
+    assert shuffled != changer("sentences_shuffled")(caption, "b")
+    halved = changer("half_of_words_dropped")(caption, "a").split()
+    assert len(halved) == len(caption.split()) // 2
+    rest = iter(caption.split())
+    assert all(word in rest for word in halved), "the words that are left keep their order"
+    assert changer("half_of_words_dropped")("word", "a") == "word"
+    assert changer("first_sentence_dropped")(caption, "a") == caption.partition(" stands here. ")[2]
