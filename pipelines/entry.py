@@ -61,12 +61,12 @@ def connect(min_cpus: int) -> None:
             ray.init(address=address, logging_level="warning")
         else:
             ray.init(address="local", num_cpus=max(os.cpu_count() or 1, min_cpus), logging_level="warning")
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
     data_context()
 
 
 def data_context() -> ray.data.DataContext:
     """What all our datasets have in common, in this process."""
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = sys.stderr.isatty()
     # A block is handed on when it is full: small ones bring the first batch early and bound the memory.

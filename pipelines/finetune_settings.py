@@ -167,6 +167,9 @@ class Workers(Settings):
     """Logical CPUs per worker. The cluster needs some more for the data pipeline."""
     bf16: bool = False
     """Autocast to bfloat16; the losses and PCM stay in float32."""
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    """Every worker holds the whole model (ddp), or its part of weights, gradients and optimizer state (fsdp), for
+    models that do not fit otherwise."""
     compile: bool = False
     """Compile the layers (torch.compile) at their first use: some minutes, for faster steps on a GPU."""
     checkpoint_layers: bool = False
@@ -274,6 +277,11 @@ class FinetuneSettings(Settings):
                 f"the global batch of {self.global_batch_size} pairs (workers.count={most} x"
                 f" optim.per_worker_batch_size={self.optim.per_worker_batch_size}) is no multiple of"
                 f" data.streams={self.streams}; change the batch, or give data.streams that divides it"
+            )
+        if self.workers.strategy == "fsdp" and self.optim.ema_decay:
+            raise ValueError(
+                "optim.ema_decay needs the whole model on every worker, which workers.strategy=fsdp has not;"
+                " leave one out"
             )
         if self.checkpoints.metric == "summary" and not self.uses_summaries:
             raise ValueError("checkpoints.metric=summary needs summaries, which loss.summary_loss_weight=0 leaves out")

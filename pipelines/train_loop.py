@@ -12,6 +12,8 @@ import ray.train
 import ray.train.torch
 import torch
 from torch import Tensor
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import CLIPModel
@@ -20,6 +22,7 @@ from transformers.utils.logging import disable_progress_bar
 from longclip.compiling import compile_layers
 from longclip.distributed import rank, sum_over_workers, world_size
 from longclip.errors import TrainingError
+from longclip.sharding import clip_gradients, shard, whole_outside_layers
 from longclip.task import (
     ImageTextBatch,
     PairEncoder,
@@ -118,12 +121,7 @@ class TrainingRun:
         self.loss = settings.loss.config()
         if settings.workers.compile:
             compile_layers(self.checkpoint.model)
-        # CLIP's only buffers are position numbers: there is nothing to keep alike between workers.
-        self.encoder = ray.train.torch.prepare_model(
-            PairEncoder(self.checkpoint.model, self.checkpoint.transform, settings.workers.checkpoint_layers).train(),
-            parallel_strategy_kwargs={"broadcast_buffers": False},
-        )
-        self.device = ray.train.torch.get_device()
+        self.encoder = self._parallel()
         optim = settings.optim
         self.average = (
             AveragedModel(self.checkpoint.model, multi_avg_fn=get_ema_multi_avg_fn(optim.ema_decay))
@@ -140,6 +138,17 @@ class TrainingRun:
         self.losses: dict[str, Tensor] = {}
         self.gradient_norm = torch.tensor(0.0)
         self.speed = Speed()
+
+    def _parallel(self) -> PairEncoder | DistributedDataParallel:
+        """Both towers on this worker's device, as one module that works with those of the other workers."""
+        workers = self.settings.workers
+        encoder = PairEncoder(self.checkpoint.model, self.checkpoint.transform, workers.checkpoint_layers).train()
+        if workers.strategy == "fsdp":
+            encoder = ray.train.torch.prepare_model(encoder, parallel_strategy=None)
+            shard(encoder)
+            return encoder
+        # CLIP's only buffers are position numbers: there is nothing to keep alike between workers.
+        return ray.train.torch.prepare_model(encoder, parallel_strategy_kwargs={"broadcast_buffers": False})
 
     def batches(self) -> Iterator[ImageTextBatch]:
         """This worker's part of every global batch that is left."""
@@ -158,7 +167,7 @@ class TrainingRun:
         torch.manual_seed(hash((self.settings.seed, self.step, rank())))
         self.optimizer.zero_grad(set_to_none=True)
         self.losses = backward(self.encoder, batch, self.loss, optim.chunk_size, self.settings.workers.bf16)
-        self.gradient_norm = torch.nn.utils.clip_grad_norm_(self.encoder.parameters(), optim.max_grad_norm)
+        self.gradient_norm = clip_gradients(self.encoder, optim.max_grad_norm)
         if self.gradient_norm.isfinite():
             self.optimizer.step()
             clamp_logit_scale(self.checkpoint.model)
@@ -199,10 +208,10 @@ class TrainingRun:
         if save:
             metrics |= self._validate()
         name = f"step_{self.step:07d}" if save else None
-        checkpoint = write = None
+        checkpoint = None
+        write = self._writer() if save else None
         if save and rank() == 0:
             checkpoint = ray.train.Checkpoint(str(self.directory / f"step_{self.step:07d}"))
-            write = self._writer()
         ray.train.report(
             metrics,
             checkpoint=checkpoint,
@@ -218,30 +227,32 @@ class TrainingRun:
             return {}
         steps = range(self.validation.rows.steps)
         batches = self.validation.batches(steps, VALIDATION_BATCH, self.settings.workers.cpus)
-        return validate(self._result(), self.checkpoint.transform, batches, self.texts)
-
-    def _result(self) -> CLIPModel:
-        """The model that is validated and published."""
-        return self.checkpoint.model if self.average is None else cast(CLIPModel, self.average.module)
+        model = self.checkpoint.model if self.average is None else cast(CLIPModel, self.average.module)
+        with whole_outside_layers(self.encoder):
+            return validate(model, self.checkpoint.transform, batches, self.texts)
 
     def _writer(self) -> Callable[[ray.train.Checkpoint, str], ray.train.Checkpoint]:
         """Writes a checkpoint of this step, whenever it is called."""
-        weights = on_cpu(self._result().state_dict())
+        # Parts that workers hold are put together, on the first of them.
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        weights, optimizer = get_state_dict(self.checkpoint.model, self.optimizer, options=options)
+        average = self.average.state_dict() if self.average is not None else None
         state = on_cpu(
             {
-                "model": self.checkpoint.model.state_dict(),
-                "average": self.average.state_dict() if self.average is not None else None,
-                "optimizer": self.optimizer.state_dict(),
+                "model": weights,
+                "average": average,
+                "optimizer": optimizer,
                 "schedule": self.schedule.state_dict(),
                 "step": self.step,
                 "skipped_steps": self.skipped_steps,
                 "rejected": ray.get(self.quarantine.reasons.remote()),
             }
         )
+        published = state["model"] if self.average is None else on_cpu(self.average.module.state_dict())
         metadata = {"settings": self.settings.model_dump(mode="json"), "step": self.step}
 
         def write(checkpoint: ray.train.Checkpoint, _: str) -> ray.train.Checkpoint:
-            write_state(Path(checkpoint.path), self.checkpoint, weights, state, metadata)
+            write_state(Path(checkpoint.path), self.checkpoint, published, state, metadata)
             return checkpoint
 
         return write
@@ -251,11 +262,16 @@ class TrainingRun:
         last = ray.train.get_checkpoint()
         if last is None:
             return
-        state = read_state(Path(last.path), self.device)
-        self.checkpoint.model.load_state_dict(state["model"])
+        state = read_state(Path(last.path))
+        set_state_dict(
+            self.checkpoint.model,
+            self.optimizer,
+            model_state_dict=state["model"],
+            optim_state_dict=state["optimizer"],
+            options=StateDictOptions(full_state_dict=True),
+        )
         if self.average is not None:
             self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.step, self.skipped_steps = state["step"], state["skipped_steps"]
         if rank() == 0:

@@ -39,6 +39,6 @@ def write_state(
         torch.save(state, aside / STATE_FILE)
 
 
-def read_state(directory: Path, device: torch.device) -> dict[str, Any]:
-    """What `write_state` was given as `state`, with its tensors on a device."""
-    return torch.load(directory / STATE_FILE, weights_only=True, map_location=device)
+def read_state(directory: Path) -> dict[str, Any]:
+    """What `write_state` was given as `state`; its tensors are read from the file when they are needed."""
+    return torch.load(directory / STATE_FILE, weights_only=True, mmap=True)

@@ -111,6 +111,10 @@ def test_relative_paths_inside_a_submitted_job_are_refused(tmp_path: Path, monke
             {"model": {"base": "a"}, "loss": {"summary_loss_weight": 0}, "checkpoints": {"metric": "summary"}},
             "checkpoints.metric=summary needs summaries",
         ),
+        (
+            {"model": {"base": "a"}, "workers": {"strategy": "fsdp"}, "optim": {"ema_decay": 0.99}},
+            "optim.ema_decay needs the whole model",
+        ),
     ],
 )
 def test_finetune_refuses_settings_that_contradict_each_other(settings: dict, expected: str) -> None:

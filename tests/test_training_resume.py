@@ -127,13 +127,16 @@ def assert_equal_result(output: Path, expected: Path) -> None:
     assert [row["id"] for row in quarantines[0]] == [f"row-{BROKEN:03d}"]
 
 
-def assert_same_features(output: Path, expected: Path) -> None:
+def assert_same_features(output: Path, expected: Path, averaged: bool = True) -> None:
     """Rounding differs with the number of workers, and Adam makes much of it where a gradient is nothing but rounding:
     what the models compute is compared, not their weights."""
     texts = [f"Picture number {row} is here. It has many dots." for row in range(30)]
     features = []
     for path in (output, expected):
         checkpoint = load_checkpoint(path / "checkpoint")
+        if not averaged:
+            state = torch.load(path / ".run" / f"step_{STEPS:07d}" / "training_state.pt", weights_only=True)
+            checkpoint.model.load_state_dict(state["model"])
         with torch.no_grad():
             features.append(unit(encode_text(checkpoint.model, tokenize(checkpoint.tokenizer, texts))))
     assert torch.allclose(features[0], features[1], atol=1e-4)
@@ -186,3 +189,17 @@ def test_a_machine_that_is_lost(folder: Path, undisturbed: Path, trainings: list
         cluster.shutdown()
     assert max(trainings[0].steps()) == STEPS
     assert_same_features(trainings[0].output, undisturbed)
+
+
+def test_towers_that_are_shared_out_and_a_worker_that_is_killed(
+    folder: Path, undisturbed: Path, trainings: list[Training]
+) -> None:
+    trainings.append(Training(folder, "sharded", more=["workers.strategy=fsdp", "optim.ema_decay=null"]))
+    trainings[0].wait_for_step(EVERY)
+    workers = [pid for pid, name in processes_below(trainings[0].process.pid) if "RayTrainWorker" in name]
+    os.kill(workers[0], signal.SIGKILL)
+    trainings[0].finish()
+    assert_same_features(trainings[0].output, undisturbed, averaged=False)
+    loaded = load_checkpoint(trainings[0].output / "checkpoint").model.state_dict()
+    state = torch.load(trainings[0].output / ".run" / f"step_{STEPS:07d}" / "training_state.pt", weights_only=True)
+    assert all(torch.equal(loaded[name], value) for name, value in state["model"].items())
