@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from longclip.errors import DataError
 from pipelines.settings import Settings
@@ -55,7 +56,10 @@ class Quarantine:
 
 def start_quarantine(rows: int, max_rejected_fraction: float) -> Any:
     """A `Quarantine` in a process of its own, for a job over `rows` rows: an actor handle."""
-    return ray.remote(num_cpus=0)(Quarantine).remote(rows, max_rejected_fraction)
+    # Beside the driver: elsewhere it would be lost with its machine, and the job with it.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    actor = ray.remote(num_cpus=0, scheduling_strategy=here)(Quarantine)
+    return actor.remote(rows, max_rejected_fraction)
 
 
 def write_quarantine(reasons: dict[str, str], source: str, stage: str, path: Path) -> None:
