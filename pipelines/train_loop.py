@@ -210,7 +210,7 @@ class TrainingRun:
         name = f"step_{self.step:07d}" if save else None
         checkpoint = None
         write = self._writer() if save else None
-        if save and rank() == 0:
+        if write is not None:
             checkpoint = ray.train.Checkpoint(str(self.directory / f"step_{self.step:07d}"))
         ray.train.report(
             metrics,
@@ -231,11 +231,12 @@ class TrainingRun:
         with whole_outside_layers(self.encoder):
             return validate(model, self.checkpoint.transform, batches, self.texts)
 
-    def _writer(self) -> Callable[[ray.train.Checkpoint, str], ray.train.Checkpoint]:
-        """Writes a checkpoint of this step, whenever it is called."""
-        # Parts that workers hold are put together, on the first of them.
+    def _writer(self) -> Callable[[ray.train.Checkpoint, str], ray.train.Checkpoint] | None:
+        """Writes a checkpoint of this step, whenever it is called: on the first worker, which gets the parts of all."""
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
         weights, optimizer = get_state_dict(self.checkpoint.model, self.optimizer, options=options)
+        if rank() > 0:
+            return None
         average = self.average.state_dict() if self.average is not None else None
         state = on_cpu(
             {
