@@ -37,17 +37,28 @@ class Comparison:
 
 
 def mean_interval(
-    values: np.ndarray, groups: np.ndarray | None = None, level: float = LEVEL, resamples: int = RESAMPLES
+    values: np.ndarray,
+    groups: np.ndarray | None = None,
+    level: float = LEVEL,
+    resamples: int = RESAMPLES,
+    bounds: tuple[float, float] = (0.0, 1.0),
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of the mean (Efron 1979), over groups of queries.
+
+    Two made-up groups of mean size, one of the lowest and one of the highest value that can be, are drawn from as well.
+    Without them, 40 hits of 40 would have an interval of no width, as if the next 40 had to be hits too. It is the
+    idea of Agresti and Coull (1998); where nothing ever differs it gives the rule of three, 3 / Q.
 
     Args:
         values: `[Q]` value of each query, e.g. whether it is a hit at 1.
         groups: `[Q]` which queries belong together, any integers; None where each stands for itself.
         level: share of intervals that hold the true mean.
         resamples: draws.
+        bounds: lowest and highest value that a query can have.
     """
     sums, counts = _grouped(np.asarray(values, np.float64), groups)
+    size = counts.mean()
+    sums, counts = np.append(sums, size * np.array(bounds)), np.append(counts, [size, size])
     means = np.concatenate([drawn @ sums / (drawn @ counts) for drawn in _resampled(len(sums), resamples)])
     tail = (1 - level) / 2
     low, high = np.quantile(means, [tail, 1 - tail])
@@ -67,7 +78,7 @@ def compare_paired(
     missed this is McNemar's exact test, by simulation; the smallest possible p is 1 / (resamples + 1).
 
     Args:
-        a: `[Q]` value of each query under model A.
+        a: `[Q]` value of each query under model A, between 0 and 1.
         b: `[Q]` the same query under model B.
         groups: see `mean_interval`.
         level: see `mean_interval`.
@@ -76,7 +87,7 @@ def compare_paired(
     if len(a) != len(b):
         raise ValueError(f"{len(a)} and {len(b)} values are no pairs")
     change = np.asarray(b, np.float64) - np.asarray(a, np.float64)
-    low, high = mean_interval(change, groups, level, resamples)
+    low, high = mean_interval(change, groups, level, resamples, (-1.0, 1.0))
     sums, _ = _grouped(change, groups)
     draw = np.random.default_rng(1)
     size = max(1, _DRAWS_AT_ONCE // len(sums))

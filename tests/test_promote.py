@@ -19,8 +19,11 @@ from torch.nn.functional import cross_entropy, normalize
 from longclip.checkpoint import MANIFEST, new_model, save_checkpoint, verify_checkpoint
 from longclip.encode import encode_image, encode_text
 from longclip.errors import CheckpointError, ConfigError, PromotionError
+from longclip.significance import compare_paired
 from longclip.tokenizer import tokenize
 from pipelines import promote, rollback, tracking
+from pipelines.gates import gate
+from pipelines.protocols import Protocol, Task
 from tests.conftest import picture, tiny_config
 
 ROWS = 24
@@ -86,7 +89,7 @@ def ray_cluster() -> Iterator[None]:
 def run(data: Path, tmp_path: Path, uri: str) -> Callable[[], None]:
     """Promote what is candidate."""
     tasks = {name: {"data": str(data), "text": name, "source": {"caption": name}} for name in ("long", "short")}
-    settings = [f"tasks={json.dumps(tasks)}", f"directory={tmp_path}/var", f"cache={tmp_path}/cache"]
+    settings = [f"tasks={json.dumps(tasks)}", f"directory={tmp_path}/var", f"cache={tmp_path}/cache", "margin=0.15"]
     return lambda: promote.main([part for setting in settings for part in ("--set", setting)])
 
 
@@ -145,6 +148,31 @@ def test_a_better_model_is_promoted_once_and_others_never(
         rollback.main([])
     rollback.main(["--set", "to_version=4"])
     assert champion(uri) == "4"
+
+
+@pytest.mark.parametrize(
+    ("text", "hits", "queries", "holds"),
+    [
+        ("long", 0, 1000, True),
+        ("long", 40, 1000, True),
+        ("long", -1, 1000, False),
+        ("short", 0, 1000, True),
+        ("short", -1, 1000, True),
+        ("short", -5, 1000, True),
+        ("short", -30, 1000, False),
+        ("short", 0, 50, False),
+        (None, 0, 1000, True),
+        (None, -30, 1000, False),
+    ],
+)
+def test_gates_by_kind_of_task(text: str | None, hits: int, queries: int, holds: bool) -> None:
+    """So many hits more or less of so many queries, with the default margin of a point."""
+    before, after = np.zeros(queries), np.zeros(queries)
+    before[: max(0, -hits)] = 1
+    after[: max(0, hits)] = 1
+    protocol = Protocol.model_validate({"title": "x", "source": {}, "text": text})
+    task = Task("x", protocol, None, None, False)  # type: ignore[arg-type]
+    assert gate(task, "text_to_image", compare_paired(before, after), 0.01).holds is holds
 
 
 @pytest.fixture
