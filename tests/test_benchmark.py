@@ -25,6 +25,8 @@ from pipelines import benchmark, measuring, protocols
 from pipelines.evaluation_report import render_html, render_markdown
 from tests.conftest import picture
 
+pytestmark = pytest.mark.slow
+
 ROWS = 12
 START, END = "A picture numbered {row} stands here. It holds colour {n} of many. ", "So it goes on. " * 20
 CAPTIONS = [[START.format(row=row, n=n) + END for n in range(1 + row % 3)] for row in range(ROWS)]

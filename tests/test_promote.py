@@ -235,6 +235,7 @@ TAMPERINGS: dict[str, Callable[[Path], object]] = {
 }
 
 
+@pytest.mark.slow
 def test_a_version_that_was_tampered_with_is_refused(
     ray_cluster: None, uri: str, tmp_path: Path, tiny_checkpoint_dir: Path, run: Callable[[], None]
 ) -> None:
