@@ -6,10 +6,12 @@ from typing import Any
 
 import numpy as np
 import ray
+import torch
+from torch import Tensor
 
 from longclip.errors import ImageError
 from longclip.images import ImageTransform
-from longclip.tokenizer import load_tokenizer, tokenize
+from longclip.tokenizer import TokenBatch, load_tokenizer, tokenize
 from pipelines.records import Columns
 
 
@@ -96,6 +98,13 @@ class ModelInputs:
             f"{name}_full_lengths": lengths[1].reshape(len(cells), most),
             f"{name}_count": np.array([min(len(cell), most) for cell in cells], np.int64),
         }
+
+
+def chosen_texts(columns: Mapping[str, Tensor], name: str, places: Tensor) -> TokenBatch:
+    """Of the candidate texts of each row in a batch, as `ModelInputs` hands them on, the one at its place `[n]`."""
+    rows = torch.arange(len(places))
+    ids, lengths, full = (columns[f"{name}_{part}"][rows, places].long() for part in ("ids", "lengths", "full_lengths"))
+    return TokenBatch(ids, lengths, full)
 
 
 def cell_texts(cell: Any) -> list[str]:

@@ -34,6 +34,7 @@ from longclip.task import (
 from longclip.tokenizer import TokenBatch
 from pipelines.finetune_settings import FinetuneSettings
 from pipelines.initial_model import initial_checkpoint
+from pipelines.model_inputs import chosen_texts
 from pipelines.training_source import Source
 from pipelines.training_state import on_cpu, read_state, write_state
 from pipelines.validation import validate
@@ -65,10 +66,7 @@ def train_loop(config: dict[str, Any]) -> None:
 def draw_texts(columns: dict[str, Tensor], name: str, seed: int) -> TokenBatch:
     """One of the candidate texts of each row, by the row's id and the seed: the same on any number of workers."""
     salted = (columns["row_key"] ^ zlib.crc32(f"{name}{seed}".encode())) * MIXER
-    place = (salted >> 32) % columns[f"{name}_count"]
-    rows = torch.arange(len(place))
-    ids, lengths, full = (columns[f"{name}_{part}"][rows, place].long() for part in ("ids", "lengths", "full_lengths"))
-    return TokenBatch(ids, lengths, full)
+    return chosen_texts(columns, name, (salted >> 32) % columns[f"{name}_count"])
 
 
 class Speed:
@@ -208,13 +206,10 @@ class TrainingRun:
         if save:
             metrics |= self._validate()
         name = f"step_{self.step:07d}" if save else None
-        checkpoint = None
         write = self._writer() if save else None
-        if write is not None:
-            checkpoint = ray.train.Checkpoint(str(self.directory / f"step_{self.step:07d}"))
         ray.train.report(
             metrics,
-            checkpoint=checkpoint,
+            checkpoint=ray.train.Checkpoint(str(self.directory / name)) if name and write else None,
             checkpoint_dir_name=name,
             checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
             delete_local_checkpoint_after_upload=False,
@@ -233,15 +228,15 @@ class TrainingRun:
 
     def _writer(self) -> Callable[[ray.train.Checkpoint, str], ray.train.Checkpoint] | None:
         """Writes a checkpoint of this step, whenever it is called: on the first worker, which gets the parts of all."""
-        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        sharded = self.settings.workers.strategy == "fsdp"  # what is put together need not fit on the device
+        options = StateDictOptions(full_state_dict=True, cpu_offload=sharded)
         weights, optimizer = get_state_dict(self.checkpoint.model, self.optimizer, options=options)
         if rank() > 0:
             return None
-        average = self.average.state_dict() if self.average is not None else None
         state = on_cpu(
             {
                 "model": weights,
-                "average": average,
+                "average": self.average.state_dict() if self.average is not None else None,
                 "optimizer": optimizer,
                 "schedule": self.schedule.state_dict(),
                 "step": self.step,
@@ -249,7 +244,10 @@ class TrainingRun:
                 "rejected": ray.get(self.quarantine.reasons.remote()),
             }
         )
-        published = state["model"] if self.average is None else on_cpu(self.average.module.state_dict())
+        published = state["model"]
+        if self.average is not None:
+            average = state["average"].items()
+            published = {name.removeprefix("module."): value for name, value in average if name != "n_averaged"}
         metadata = {"settings": self.settings.model_dump(mode="json"), "step": self.step}
 
         def write(checkpoint: ray.train.Checkpoint, _: str) -> ray.train.Checkpoint:

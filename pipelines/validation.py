@@ -10,7 +10,7 @@ from longclip.distributed import gather_with_gradient
 from longclip.encode import encode_image, encode_text, unit
 from longclip.images import ImageTransform
 from longclip.metrics import retrieval_figures, retrieval_ranks
-from longclip.tokenizer import TokenBatch
+from pipelines.model_inputs import chosen_texts
 
 
 @torch.no_grad()
@@ -36,8 +36,8 @@ def validate(
         parts["row_key"].append(batch["row_key"].to(model.device))
         parts["image"].append(unit(encode_image(model, transform.normalize(batch["pixels"].to(model.device)))))
         for name in texts:
-            ids, lengths, full = (batch[f"{name}_{part}"][:, 0].long() for part in ("ids", "lengths", "full_lengths"))
-            parts[name].append(unit(encode_text(model, TokenBatch(ids, lengths, full))))
+            first = torch.zeros_like(batch["row_key"])
+            parts[name].append(unit(encode_text(model, chosen_texts(batch, name, first))))
     model.train(was_training)
     gathered = {name: gather_with_gradient(torch.cat(part)).cpu() for name, part in parts.items()}
     own = _first_places(gathered.pop("row_key"))
