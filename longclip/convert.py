@@ -23,7 +23,7 @@ from longclip.command_line import run_command
 from longclip.companions import Companion, is_text_encoder, read_companion
 from longclip.errors import CheckpointError, ConfigError
 from longclip.files import file_sha256
-from longclip.formats.onnx import TEXT_GRAPH
+from longclip.formats import onnx, open_clip, sentence_transformers
 from longclip.images import ImageTransform
 from longclip.state_dicts import (
     ACTIVATIONS,
@@ -40,10 +40,9 @@ from longclip.weight_files import read_tensors
 
 ORIGINAL_POSITIONS = 77
 
-_OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+_OPEN_CLIP_WEIGHTS = (open_clip.WEIGHTS, "open_clip_pytorch_model.bin")
 _HUGGING_FACE_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 _TORCH_WEIGHTS = "pytorch_model.bin"
-_SENTENCE_TRANSFORMERS_MODULES = "modules.json"
 _WEIGHT_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".onnx")
 
 
@@ -119,7 +118,7 @@ def read_source(source: str | Path, activation: str | None = None, image_tower: 
     if activation not in (None, *ACTIVATIONS):
         raise ConfigError(f"activation '{activation}' is unknown; allowed are {', '.join(ACTIVATIONS)}")
     path = Path(source).expanduser()
-    if (path / _SENTENCE_TRANSFORMERS_MODULES).is_file() and (module := _clip_module(path)) != path:
+    if (path / sentence_transformers.MODULES).is_file() and (module := _clip_module(path)) != path:
         return replace(read_source(module, activation, image_tower), source_format="sentence-transformers")
     weights = _find_weights(path) if path.is_dir() else path
     if weights is None or not (weights.exists() or path.suffix in _WEIGHT_SUFFIXES):
@@ -136,7 +135,7 @@ def read_source(source: str | Path, activation: str | None = None, image_tower: 
 
 def _clip_module(directory: Path) -> Path:
     """Where a sentence-transformers directory has its CLIP, which may be that directory itself."""
-    path = directory / _SENTENCE_TRANSFORMERS_MODULES
+    path = directory / sentence_transformers.MODULES
     try:
         modules = [
             (module["type"].rpartition(".")[2], Path(module["path"])) for module in json.loads(path.read_text("utf-8"))
@@ -177,7 +176,7 @@ def _read_hugging_face(source: str | Path, activation: str | None) -> Conversion
     checkpoint = load_checkpoint(path if path.is_dir() else source)
     _choose_activation(activation, checkpoint.model.config.text_config.hidden_act)
     weights = path / _HUGGING_FACE_WEIGHTS[0]
-    found = "onnx" if (path / TEXT_GRAPH).is_file() else "huggingface"
+    found = "onnx" if (path / onnx.TEXT_GRAPH).is_file() else "huggingface"
     return Conversion(checkpoint, found, weights if weights.is_file() else None, False)
 
 

@@ -108,8 +108,8 @@ def register_checkpoint(
     """
     verify_checkpoint(directory)
     checkpoint: Checkpoint = load_checkpoint(directory)
-    if directory.name != "checkpoint":
-        raise CheckpointError(f"checkpoint '{directory}': a registered directory must be called 'checkpoint'")
+    if directory.name != CHECKPOINT:
+        raise CheckpointError(f"checkpoint '{directory}': a registered directory must be called '{CHECKPOINT}'")
     run_id = start_run(uri, experiment, f"register-{name}", {"checkpoint": str(directory)})
     mlflow.set_tracking_uri(uri)
     with mlflow.start_run(run_id=run_id):
@@ -117,7 +117,7 @@ def register_checkpoint(
         logged = mlflow.pyfunc.log_model(
             name="longclip",
             python_model=str(PYFUNC_MODEL),
-            artifacts={"checkpoint": str(directory)},
+            artifacts={CHECKPOINT: str(directory)},
             pip_requirements=["longclip", "torch", "transformers"],
             metadata={"context_length": checkpoint.context_length},
         )
@@ -151,8 +151,9 @@ def resolve_version(uri: str, model: str) -> Version:
     try:
         found = client.get_model_version_by_alias(name, alias) if at else client.get_model_version(name, version)
     except MlflowException as error:
-        reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"model '{model}' cannot be found in the registry at '{uri}': {reason}") from error
+        raise CheckpointError(
+            f"model '{model}' cannot be found in the registry at '{uri}': {_reason(error)}"
+        ) from error
     return Version(f"{MODELS}{name}/{found.version}", str(found.source))
 
 
@@ -176,8 +177,7 @@ def download_checkpoint(uri: str, model: str, directory: Path) -> None:
             tags = MlflowClient(uri).get_model_version(name, version).tags
             found = mlflow.artifacts.download_artifacts(artifact_uri=artifacts, dst_path=str(aside), tracking_uri=uri)
         except (MlflowException, OSError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise CheckpointError(f"'{artifacts}' cannot be downloaded: {reason}") from error
+            raise CheckpointError(f"'{artifacts}' cannot be downloaded: {_reason(error)}") from error
         downloaded = Path(found)
         verify_checkpoint(downloaded, tags.get(MANIFEST_TAG))
         for file in list(downloaded.iterdir()):
@@ -260,8 +260,13 @@ def log_documents(uri: str, run_id: str, documents: Mapping[str, str]) -> None:
         ConfigError: the tracking server or its storage does not take them.
     """
     with _answering(uri):
+        client = MlflowClient(uri)
         for file, text in documents.items():
-            MlflowClient(uri).log_text(run_id, text, file)
+            client.log_text(run_id, text, file)
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 @contextmanager
@@ -269,8 +274,7 @@ def _answering(uri: str) -> Iterator[None]:
     try:
         yield
     except MlflowException as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ConfigError(f"MLflow at '{uri}' cannot be used: {reason}; check MLFLOW_TRACKING_URI") from error
+        raise ConfigError(f"MLflow at '{uri}' cannot be used: {_reason(error)}; check MLFLOW_TRACKING_URI") from error
 
 
 def _artifact_location(uri: str) -> str | None:

@@ -8,10 +8,10 @@ from typing import Any
 from safetensors.torch import save_file
 
 from longclip.checkpoint import Checkpoint
+from longclip.companions import OPEN_CLIP_CONFIG
 from longclip.formats.limits import require, require_clip
 from longclip.state_dicts import to_openai
 
-CONFIG = "open_clip_config.json"
 WEIGHTS = "open_clip_model.safetensors"
 
 
@@ -33,7 +33,7 @@ def write_open_clip(checkpoint: Checkpoint, directory: Path) -> str:
             "resize_mode": "shortest",
         },
     }
-    (directory / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+    (directory / OPEN_CLIP_CONFIG).write_text(json.dumps(config, indent=2) + "\n")
     save_file(to_openai(checkpoint.model.state_dict()), directory / WEIGHTS, metadata={"format": "pt"})
     return 'open_clip.create_model_and_transforms("local-dir:{path}")'
 
