@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import ray
 import torch
 from torch.nn.functional import normalize
 
@@ -25,19 +24,11 @@ from pipelines import benchmark, measuring, protocols
 from pipelines.evaluation_report import render_html, render_markdown
 from tests.conftest import picture
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 
 ROWS = 12
 START, END = "A picture numbered {row} stands here. It holds colour {n} of many. ", "So it goes on. " * 20
 CAPTIONS = [[START.format(row=row, n=n) + END for n in range(1 + row % 3)] for row in range(ROWS)]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def ray_cluster() -> Iterator[None]:
-    """One local Ray for all tests here."""
-    ray.init(address="local", num_cpus=4, include_dashboard=False)
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture(scope="module")

@@ -1,14 +1,13 @@
 """Summaries as a job: what comes out with one strategy and with several, and what is replaced."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import ray
 from ray.data import Dataset
 from upath import UPath
 
@@ -21,6 +20,8 @@ from pipelines.storage import Storage
 from pipelines.workspace import Workspace, claim
 from tests.broken_rows import jpeg
 
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
 Run = Callable[..., tuple[int, str, str]]
 CAPTIONS = [
     "A red bus waits on the beach. The dog runs near the boat. The bus is red.",
@@ -28,14 +29,6 @@ CAPTIONS = [
     "A blue sky is on the beach. The red dog waits. The sky is blue.",
 ]
 ROWS = 90
-
-
-@pytest.fixture(scope="module", autouse=True)
-def ray_cluster() -> Iterator[None]:
-    """One local Ray for all tests here."""
-    ray.init(address="local", num_cpus=4, include_dashboard=False)
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture

@@ -68,6 +68,12 @@ class Training:
             assert time.monotonic() < end, self.log.read_text()
             time.sleep(0.01)
 
+    def kill_worker(self) -> None:
+        """`kill -9` of one of two workers."""
+        workers = [pid for pid, name in processes_below(self.process.pid) if "RayTrainWorker" in name]
+        assert len(workers) == 2
+        os.kill(workers[1], signal.SIGKILL)
+
     def finish(self) -> str:
         """Output of a run that ends well."""
         code = self.process.wait(DEADLINE_SECONDS)
@@ -157,9 +163,7 @@ def test_a_driver_that_is_killed_twice(folder: Path, undisturbed: Path, training
 def test_a_worker_that_is_killed(folder: Path, undisturbed: Path, trainings: list[Training]) -> None:
     trainings.append(Training(folder, "worker"))
     trainings[0].wait_for_step(EVERY)
-    workers = [pid for pid, name in processes_below(trainings[0].process.pid) if "RayTrainWorker" in name]
-    assert len(workers) == 2
-    os.kill(workers[1], signal.SIGKILL)
+    trainings[0].kill_worker()
     trainings[0].finish()
     assert max(trainings[0].steps()) == STEPS
     assert_equal_result(trainings[0].output, undisturbed)
@@ -196,8 +200,7 @@ def test_towers_that_are_shared_out_and_a_worker_that_is_killed(
 ) -> None:
     trainings.append(Training(folder, "sharded", more=["workers.strategy=fsdp", "optim.ema_decay=null"]))
     trainings[0].wait_for_step(EVERY)
-    workers = [pid for pid, name in processes_below(trainings[0].process.pid) if "RayTrainWorker" in name]
-    os.kill(workers[0], signal.SIGKILL)
+    trainings[0].kill_worker()
     trainings[0].finish()
     assert_same_features(trainings[0].output, undisturbed, averaged=False)
     loaded = load_checkpoint(trainings[0].output / "checkpoint").model.state_dict()
