@@ -18,6 +18,7 @@ from longclip.errors import ConfigError, DataError, TrainingError
 from pipelines import benchmark, embed, finetune, register, sample_data, summarize
 from pipelines.entry import run_entry, user_error
 from tests.conftest import ROOT, picture, tiny_config
+from tests.consumers import CONSUMERS, assert_same_embeddings
 
 ENTRIES = {module.__name__.rpartition(".")[2]: module for module in (benchmark, embed, finetune, register, summarize)}
 
@@ -254,6 +255,11 @@ def test_the_whole_way_from_scenes_to_a_registered_model(
     assert (checkpoint / "model.safetensors").read_bytes() == weights, "a finished run must not train again"
     with pytest.raises(ConfigError, match="holds a run with other settings"):
         step(finetune.main, *tuned, *sets("seed=1"))
+
+    finetuned = load_checkpoint(checkpoint)
+    for name, (embeddings, tolerance) in CONSUMERS.items():
+        (tmp_path / name).mkdir()
+        assert_same_embeddings(embeddings(finetuned, tmp_path / name), finetuned, tolerance)
 
     models = f"models={{base: {tmp_path}/base/checkpoint, tuned: {checkpoint}}}"
     tasks = [
