@@ -24,9 +24,19 @@ def class_embeddings(checkpoint: Checkpoint, class_names: Sequence[str], templat
     Returns:
         `[C, D]` unit length, float32.
     """
-    prompts = [template.replace("{}", name) for name in class_names for template in templates]
+    prompts = class_prompts(class_names, templates)
     parts = [
         unit(encode_text(checkpoint.model, tokenize(checkpoint.tokenizer, prompts[start : start + PROMPTS_AT_ONCE])))
         for start in range(0, len(prompts), PROMPTS_AT_ONCE)
     ]
-    return unit(torch.cat(parts).unflatten(0, (len(class_names), len(templates))).mean(1)).cpu()
+    return class_means(torch.cat(parts), len(class_names)).cpu()
+
+
+def class_prompts(class_names: Sequence[str], templates: Sequence[str]) -> list[str]:
+    """All prompts of C classes and T templates, class by class: C x T."""
+    return [template.replace("{}", name) for name in class_names for template in templates]
+
+
+def class_means(embeddings: Tensor, classes: int) -> Tensor:
+    """Unit-length embeddings `[C, D]` of classes, of those of all their prompts `[C x T, D]`, class by class."""
+    return unit(embeddings.unflatten(0, (classes, -1)).mean(1))

@@ -4,20 +4,24 @@ Annotations must stay real types in this module, so it has no `from __future__ i
 of the builder's argument to validate what it is given.
 """
 
+import os
 from pathlib import Path
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 from ray import serve
 from ray.serve import Application
 
+from longclip.errors import ConfigError
 from serving.artifacts import open_model
-from serving.embedder import MAX_BATCH_CALLS, Embedder
 from serving.index import SearchIndex, check_model, read_manifest
-from serving.ingress import Ingress
-from serving.retriever import MAX_BATCH_QUERIES, Retriever
+from serving.inputs import MAX_REQUESTS
+from serving.middleware import key_digest
+from serving.replica import Replica
 
-MAX_QUEUED = 1024
-"""Calls that wait for a deployment before further ones are refused with 429."""
+API_KEYS = "LONGCLIP_API_KEYS"
+MIN_KEY_LENGTH = 16
+DRAIN_SECONDS = 30.0
+HEALTH_SECONDS = 5.0
 
 
 class AppArgs(BaseModel, extra="forbid"):
@@ -26,44 +30,65 @@ class AppArgs(BaseModel, extra="forbid"):
     model: str = Field(description="checkpoint directory, models:/NAME/VERSION or models:/NAME@ALIAS")
     index: str | None = Field(None, description="index directory; without one there is no search")
     cache: str = Field("~/.cache/longclip", description="where models from the registry are downloaded to")
-    embedder_replicas: int = Field(1, ge=1)
-    embedder_gpus: float = Field(0, ge=0, description="GPUs of each embedder replica; may be a fraction")
-    torch_threads: int = Field(1, ge=1, description="CPU threads, and CPUs, of each embedder replica")
-    retriever_replicas: int = Field(1, ge=1)
-    ingress_replicas: int = Field(1, ge=1)
+    replicas: int = Field(1, ge=1, description="processes that hold the model and the index and answer requests")
+    max_replicas: int | None = Field(None, ge=1, description="more of them while many requests wait")
+    replica_gpus: float = Field(0, ge=0, description="GPUs of each replica; may be a fraction")
+    torch_threads: int = Field(2, ge=1, description="CPU threads, and CPUs, of each replica")
+
+    revision: str = Field("", description="any text; a changed one makes `serve deploy` look at aliases again")
+    image_hosts: list[str] = Field(
+        [], description="hosts that images are fetched from by https address; without any, none is fetched"
+    )
+
+    @model_validator(mode="after")
+    def _replicas_in_order(self) -> "AppArgs":
+        if self.max_replicas is not None and self.max_replicas < self.replicas:
+            raise ValueError(f"max_replicas={self.max_replicas} is less than replicas={self.replicas}")
+        return self
 
 
 def build(args: AppArgs) -> Application:
-    """Check the model and the index, and bind the deployments to them.
+    """Check the model and the index, and bind the deployment to them.
+
+    An alias of the registry is resolved here, once. API keys are taken from the environment variable
+    `LONGCLIP_API_KEYS`, separated by commas; replicas get only their digests.
 
     Raises:
         LongClipError: one of them is missing, damaged, or the index was made with another model.
     """
+    keys = api_keys()
     model = open_model(args.model, args.cache)
-    embedder = serve.deployment(
-        Embedder,
-        num_replicas=args.embedder_replicas,
-        ray_actor_options={"num_cpus": args.torch_threads, "num_gpus": args.embedder_gpus},
-        # Enough to fill a batch of texts and one of images while the next ones wait; the default of 5 fills none.
-        max_ongoing_requests=4 * MAX_BATCH_CALLS,
-        max_queued_requests=MAX_QUEUED,
-    ).bind(model, args.torch_threads)
-    manifest, retriever = None, None
+    index = None
     if args.index is not None:
         directory = str(Path(args.index).expanduser().absolute())
         manifest = read_manifest(directory)
         check_model(directory, manifest, model.checkpoint_id)
         SearchIndex.open(directory)  # a damaged one is refused here, not by replicas that restart again and again
-        retriever = serve.deployment(
-            Retriever,
-            num_replicas=args.retriever_replicas,
-            ray_actor_options={"num_cpus": 0.5},
-            max_ongoing_requests=4 * MAX_BATCH_QUERIES,
-            max_queued_requests=MAX_QUEUED,
-        ).bind(directory, manifest)
+        index = (directory, manifest)
+    scaled = {"min_replicas": args.replicas, "max_replicas": args.max_replicas, "target_ongoing_requests": 8}
     return serve.deployment(
-        Ingress,
-        num_replicas=args.ingress_replicas,
-        ray_actor_options={"num_cpus": 0.5},
-        max_ongoing_requests=256,
-    ).bind(model, manifest, embedder, retriever)
+        Replica,
+        name="longclip",
+        **({"autoscaling_config": scaled} if args.max_replicas else {"num_replicas": args.replicas}),
+        ray_actor_options={"num_cpus": args.torch_threads, "num_gpus": args.replica_gpus},
+        # The replica itself refuses what is too much, with the status that clients understand.
+        max_ongoing_requests=4 * MAX_REQUESTS,
+        graceful_shutdown_timeout_s=DRAIN_SECONDS,
+        health_check_period_s=HEALTH_SECONDS,
+    ).bind(model, args.torch_threads, index, frozenset(key_digest(key) for key in keys), frozenset(args.image_hosts))
+
+
+def api_keys() -> list[str]:
+    """Keys of `LONGCLIP_API_KEYS`; none where it is not set.
+
+    Raises:
+        ConfigError: a key is so short that it could be guessed. It is not repeated in the message.
+    """
+    keys = [key.strip() for key in os.environ.get(API_KEYS, "").split(",") if key.strip()]
+    for number, key in enumerate(keys, start=1):
+        if len(key) < MIN_KEY_LENGTH:
+            raise ConfigError(
+                f"{API_KEYS}: key {number} has {len(key)} characters, at least {MIN_KEY_LENGTH} are needed; make one"
+                " with: openssl rand -hex 24"
+            )
+    return keys

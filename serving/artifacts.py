@@ -11,13 +11,19 @@ import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from longclip.checkpoint import checkpoint_id, load_checkpoint
+from longclip.checkpoint import checkpoint_id, load_checkpoint, verify_checkpoint
 from longclip.errors import CheckpointError
 from longclip.images import ImageTransform
 
 REGISTRY_SCHEME = "models:/"
 CHECKPOINT_PATH = "artifacts/checkpoint"
 """Where a registered pyfunc model keeps its checkpoint directory. Nothing else of it is downloaded or read."""
+
+
+MANIFEST_TAG = "manifest_sha256"
+"""Tag of a version with the checksum of its checkpoint's manifest."""
+MLFLOW_PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "20", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}
+"""MLflow's own patience with a registry that is down is many minutes; what the environment says counts first."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,8 @@ class Location:
     """Directory of this node that keeps what was downloaded."""
     source: str = ""
     """Storage of the registered version: tells equal names and versions of two registries apart."""
+    manifest_sha256: str | None = None
+    """What the checkpoint's manifest must be, as the registry keeps it; None where it does not."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +84,8 @@ def open_model(model: str, cache: str) -> Model:
 def fetch(model: Model) -> Path:
     """The model's checkpoint directory on this node, verified to be the one that the builder found."""
     directory = _download(model.location)
+    if model.location.version is not None:
+        verify_checkpoint(directory, model.location.manifest_sha256)  # the cache may have been changed since
     found = _weights_id(directory)
     if found != model.checkpoint_id:
         raise CheckpointError(
@@ -95,6 +105,8 @@ def _weights_id(directory: Path) -> str:
 def _locate(model: str, cache: str) -> Location:
     if not model.startswith(REGISTRY_SCHEME):
         return Location("", None, str(Path(model).expanduser().absolute()), cache)
+    for name, value in MLFLOW_PATIENCE.items():
+        os.environ.setdefault(name, value)
     # Imported here: MLflow takes seconds to import, and a plain directory does not need it.
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
@@ -114,7 +126,7 @@ def _locate(model: str, cache: str) -> Location:
             f"model '{model}' cannot be found in the registry (MLFLOW_TRACKING_URI): {reason}"
         ) from error
     uri = f"{REGISTRY_SCHEME}{name}/{found.version}"
-    return Location(name, str(found.version), uri, cache, source=str(found.source))
+    return Location(name, str(found.version), uri, cache, str(found.source), found.tags.get(MANIFEST_TAG))
 
 
 def _download(location: Location) -> Path:
@@ -132,6 +144,7 @@ def _download(location: Location) -> Path:
     aside = tempfile.mkdtemp(prefix=f".{key}.", dir=directory.parent)
     try:
         downloaded = download_artifacts(artifact_uri=f"{location.uri}/{CHECKPOINT_PATH}", dst_path=aside)
+        verify_checkpoint(downloaded, location.manifest_sha256)
         os.rename(downloaded, directory)
     except (MlflowException, OSError) as error:
         if not directory.is_dir():  # else another replica of this node was faster

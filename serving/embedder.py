@@ -1,63 +1,82 @@
-"""The deployment that holds the model."""
+"""The model of a replica: unit-length embeddings of texts and images of many requests at once."""
 
-import asyncio
+from collections import OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
-from ray import serve
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from longclip.checkpoint import load_checkpoint
-from longclip.encode import encode_image, encode_text, unit
-from longclip.tokenizer import TokenBatch, concatenate
-from serving.artifacts import Model, fetch
+from longclip.checkpoint import Checkpoint
+from longclip.encode import encode_image, encode_micro_batch, unit
+from longclip.tokenizer import TokenBatch, tokenize
+from serving.batching import MicroBatcher
 
-MAX_BATCH_CALLS = 16
-BATCH_WAIT_S = 0.005
-TEXTS_PER_CALL = 64
-IMAGES_PER_CALL = 8
-"""What the ingress puts into one call: large enough to be worth it, small enough that requests take turns."""
+BATCH_TOKENS = {"cpu": 2048, "cuda": 32768}
+BATCH_IMAGES = {"cpu": 8, "cuda": 128}
+"""What one run of the model takes. On a CPU larger batches are not faster by the item, but make others wait."""
+CACHED_TEXTS = 16384
 
 
 class Embedder:
-    """Unit-length embeddings of tokens and pixels. Calls that arrive together share a run of the model."""
+    """A model that answers many requests: batched, on a thread of its own, with the latest texts remembered."""
 
-    def __init__(self, model: Model, torch_threads: int) -> None:
+    def __init__(self, checkpoint: Checkpoint, torch_threads: int) -> None:
         torch.set_num_threads(torch_threads)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        checkpoint = load_checkpoint(fetch(model))
-        self._transform = checkpoint.transform
-        self._model = checkpoint.model.to(torch.device(device))
+        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._checkpoint = checkpoint
+        self._model = checkpoint.model.to(torch.device(self._device))
+        # One thread: runs of the model share its cores one after the other, not all at once.
+        executor = ThreadPoolExecutor(1, "model")
+        self.texts = MicroBatcher(self._run_texts, len, BATCH_TOKENS[self._device], executor)
+        self.images = MicroBatcher(self._run_images, lambda _: 1, BATCH_IMAGES[self._device], executor)
+        self.remembered = 0
+        """Texts that were answered without the model."""
+        self._cache: OrderedDict[bytes, np.ndarray] = OrderedDict()
 
-    @serve.batch(max_batch_size=MAX_BATCH_CALLS, batch_wait_timeout_s=BATCH_WAIT_S)
-    async def embed_texts(self, calls: list[TokenBatch]) -> list[np.ndarray]:
-        """Embeddings `[n, E]` float32 of each call's n texts."""
-        return await asyncio.to_thread(self._embed_texts, calls)
+    async def embed_texts(self, tokens: TokenBatch) -> np.ndarray:
+        """Embeddings `[N, E]` float32 of N texts."""
+        rows = [ids[:length] for ids, length in zip(tokens.input_ids, tokens.lengths.tolist(), strict=True)]
+        keys = [ids.numpy().tobytes() for ids in rows]
+        found = {key: vector for key in dict.fromkeys(keys) if (vector := self._recall(key)) is not None}
+        self.remembered += sum(key in found for key in keys)
+        missing = {key: ids for key, ids in zip(keys, rows, strict=True) if key not in found}
+        if missing:
+            for key, vector in zip(missing, await self.texts.submit(list(missing.values())), strict=True):
+                found[key] = self._cache[key] = vector
+            while len(self._cache) > CACHED_TEXTS:
+                self._cache.popitem(last=False)
+        return np.stack([found[key] for key in keys])
 
-    @serve.batch(max_batch_size=MAX_BATCH_CALLS, batch_wait_timeout_s=BATCH_WAIT_S)
-    async def embed_images(self, calls: list[np.ndarray]) -> list[np.ndarray]:
-        """Embeddings `[n, E]` float32 of each call's pixels `[n, S, S, 3]` uint8."""
-        return await asyncio.to_thread(self._embed_images, calls)
+    async def embed_images(self, pixels: np.ndarray) -> np.ndarray:
+        """Embeddings `[N, E]` float32 of pixels `[N, S, S, 3]` uint8."""
+        return np.stack(await self.images.submit(list(pixels)))
 
-    def ready(self) -> bool:
-        """Answers once the model is loaded."""
-        return True
+    async def check(self) -> None:
+        """Run the model on a text of its own; raises where it cannot."""
+        (ids,) = tokenize(self._checkpoint.tokenizer, ["a photo"]).input_ids
+        (vector,) = await self.texts.submit([ids])
+        if not np.isfinite(vector).all():
+            raise RuntimeError("the model's embedding of a text is not finite")
 
-    @torch.inference_mode()
-    def _embed_texts(self, calls: list[TokenBatch]) -> list[np.ndarray]:
-        features = encode_text(self._model, concatenate(calls))
-        return _split(unit(features), [len(call) for call in calls])
+    def _recall(self, key: bytes) -> np.ndarray | None:
+        vector = self._cache.get(key)
+        if vector is not None:
+            self._cache.move_to_end(key)
+        return vector
 
-    @torch.inference_mode()
-    def _embed_images(self, calls: list[np.ndarray]) -> list[np.ndarray]:
-        lengths = [len(call) for call in calls]
-        pixels = torch.from_numpy(np.concatenate(calls))
-        features = [
-            encode_image(self._model, self._transform.normalize(part.to(self._model.device)))
-            for part in pixels.split(IMAGES_PER_CALL)
-        ]
-        return _split(unit(torch.cat(features)), lengths)
+    def _run_texts(self, texts: list[Tensor]) -> Sequence[np.ndarray]:
+        lengths = torch.tensor([len(ids) for ids in texts])
+        batch = TokenBatch(pad_sequence(texts, batch_first=True), lengths, lengths)
+        with torch.inference_mode(), self._autocast():
+            return list(unit(encode_micro_batch(self._model, batch, torch.arange(len(batch)))).cpu().numpy())
 
+    def _run_images(self, images: list[np.ndarray]) -> Sequence[np.ndarray]:
+        pixels = torch.from_numpy(np.stack(images)).to(self._model.device)
+        with torch.inference_mode(), self._autocast():
+            return list(unit(encode_image(self._model, self._checkpoint.transform.normalize(pixels))).cpu().numpy())
 
-def _split(embeddings: Tensor, lengths: list[int]) -> list[np.ndarray]:
-    return [part.numpy() for part in embeddings.cpu().split(lengths)]
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self._device, torch.bfloat16, enabled=self._device == "cuda")

@@ -9,7 +9,7 @@ from fastapi.responses import JSONResponse
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from starlette.exceptions import HTTPException
 
-_TYPES = {404: "not_found_error", 413: "request_too_large", 429: "rate_limit_error"}
+_TYPES = {401: "authentication_error", 404: "not_found_error", 413: "request_too_large", 429: "rate_limit_error"}
 
 
 class ApiError(HTTPException):
@@ -38,6 +38,11 @@ def error_response(
     kind = _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
     body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
     return JSONResponse(body, status, headers)
+
+
+def overloaded() -> JSONResponse:
+    """What a request gets that came while too many others waited."""
+    return error_response(429, "the server is busy; try again", "overloaded", headers={"Retry-After": "1"})
 
 
 def install_handlers(api: FastAPI) -> None:
@@ -79,7 +84,7 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
 
 
 async def _overloaded(request: Request, error: Exception) -> JSONResponse:
-    return error_response(429, "the server is busy; try again", "overloaded", headers={"Retry-After": "1"})
+    return overloaded()
 
 
 async def _unavailable(request: Request, error: Exception) -> JSONResponse:

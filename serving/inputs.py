@@ -21,6 +21,10 @@ from longclip.tokenizer import TokenBatch, count_tokens, tokenize
 from serving.errors import ApiError
 
 MAX_BODY_BYTES = 64 * 2**20
+BODY_SECONDS = 30.0
+MAX_REQUESTS = 256
+MAX_BYTES_IN_FLIGHT = 512 * 2**20
+"""Requests that a replica works on or holds, and the bytes of their bodies."""
 MAX_TEXTS = 2048
 MAX_IMAGES = 32
 MAX_TEXT_CHARS = 100_000
@@ -88,13 +92,8 @@ def token_count(tokenizer: CLIPTokenizer, text: str) -> int:
     return count_tokens(tokenizer, [text])[0]
 
 
-def read_images(transform: ImageTransform, images: Sequence[str], params: Sequence[str]) -> np.ndarray:
-    """Pixels `[N, S, S, 3]` uint8 of N data URIs or base64 strings; raises `ApiError`."""
-    return np.stack([_read_image(transform, image, param) for image, param in zip(images, params, strict=True)])
-
-
-def _read_image(transform: ImageTransform, image: str, param: str) -> np.ndarray:
-    data = _image_bytes(image, param)
+def image_pixels(transform: ImageTransform, data: bytes, param: str) -> np.ndarray:
+    """Pixels `[S, S, 3]` uint8 of an encoded image; raises `ApiError`."""
     try:
         _check_size(data, param)
         return transform.pixels(data)
@@ -102,10 +101,15 @@ def _read_image(transform: ImageTransform, image: str, param: str) -> np.ndarray
         raise ApiError(422, f"{param}: {error}", "invalid_image", param) from error
 
 
+def read_image(transform: ImageTransform, image: str, param: str) -> np.ndarray:
+    """Pixels `[S, S, 3]` uint8 of a data URI or base64 string; raises `ApiError`."""
+    return image_pixels(transform, _image_bytes(image, param), param)
+
+
 def _image_bytes(image: str, param: str) -> bytes:
     uri = _DATA_URI.match(image)
     if uri is None and ":" in image[:16]:
-        message = f"{param}: give a data:image/...;base64,... URI or raw base64; addresses are not fetched"
+        message = f"{param}: give a data:image/...;base64,... URI or raw base64; this address is not fetched"
         raise ApiError(422, message, "invalid_image", param)
     encoded = image[uri.end() :] if uri else image
     if len(encoded) // 4 * 3 > MAX_IMAGE_BYTES:

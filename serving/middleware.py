@@ -1,9 +1,13 @@
-"""ASGI middleware: a limit on request bodies, and headers for browsers."""
+"""ASGI middleware: who is let in, how many at once, how large and how slow bodies may be, headers for browsers."""
+
+import asyncio
+import hashlib
+import hmac
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.errors import ApiError, error_response
+from serving.errors import ApiError, error_response, overloaded
 
 CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self';"
@@ -11,12 +15,90 @@ CONTENT_SECURITY_POLICY = (
 )
 
 
-class BodyLimit:
-    """Refuse request bodies of more than `max_bytes` with 413, at the latest when that many were read."""
+class ApiKeys:
+    """Let in who shows a key, as `Authorization: Bearer KEY` or `X-API-Key: KEY`; others get 401.
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+    The page, its files, and what probes and monitoring ask for stay open: they tell nothing of texts and images.
+    """
+
+    PUBLIC = ("/", "/healthz", "/readyz", "/metrics", "/openapi.json")
+
+    def __init__(self, app: ASGIApp, digests: frozenset[str]) -> None:
+        self.app = app
+        self.digests = digests
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection."""
+        if scope["type"] == "http" and self.digests and not self._open(scope) and not self._known(scope):
+            refusal = error_response(
+                401,
+                "give an API key as 'Authorization: Bearer KEY' or 'X-API-Key: KEY'",
+                "invalid_api_key",
+                headers={"WWW-Authenticate": "Bearer"},
+            )
+            await refusal(scope, receive, send)
+            return
+        await self.app(scope, receive, send)
+
+    def _open(self, scope: Scope) -> bool:
+        path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
+        return path in self.PUBLIC or path.startswith("/static/")
+
+    def _known(self, scope: Scope) -> bool:
+        headers = Headers(scope=scope)
+        kind, _, key = headers.get("authorization", "").partition(" ")
+        if kind.lower() != "bearer":
+            key = headers.get("x-api-key", "")
+        digest = key_digest(key.strip())
+        # All are compared, each in constant time: how long it takes tells nothing of any key.
+        return sum(hmac.compare_digest(digest, known) for known in self.digests) > 0
+
+
+def key_digest(key: str) -> str:
+    """What the server keeps of an API key."""
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+class Admission:
+    """Refuse with 429 what would wait behind too many requests, or hold too much memory, before its body is read.
+
+    A body of `unannounced` length counts as that many bytes.
+    """
+
+    def __init__(self, app: ASGIApp, max_requests: int, max_bytes: int, unannounced: int) -> None:
+        self.app = app
+        self.max_requests, self.max_bytes, self.unannounced = max_requests, max_bytes, unannounced
+        self.requests = self.bytes = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection."""
+        if scope["type"] != "http" or scope["method"] != "POST":  # the others cost nothing, and tell how we are
+            await self.app(scope, receive, send)
+            return
+        declared = Headers(scope=scope).get("content-length", "")
+        size = int(declared) if declared.isdecimal() else self.unannounced
+        if self.requests >= self.max_requests or (self.requests and self.bytes + size > self.max_bytes):
+            await overloaded()(scope, receive, send)
+            return
+        self.requests += 1
+        self.bytes += size
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            self.requests -= 1
+            self.bytes -= size
+
+
+class BodyLimit:
+    """Refuse request bodies of more than `max_bytes` with 413, at the latest when that many were read.
+
+    A body that has not arrived after `seconds` is refused with 408: a slow client would hold its place for ever.
+    """
+
+    def __init__(self, app: ASGIApp, max_bytes: int, seconds: float) -> None:
         self.app = app
         self.max_bytes = max_bytes
+        self.seconds = seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
@@ -28,12 +110,21 @@ class BodyLimit:
         if declared.isdecimal() and int(declared) > self.max_bytes:
             await error_response(413, message, "body_too_large")(scope, receive, send)
             return
-        received = 0
+        received, whole = 0, False
+        deadline = asyncio.get_running_loop().time() + self.seconds
 
         async def limited() -> Message:
-            nonlocal received
-            event = await receive()
+            nonlocal received, whole
+            if whole:  # what comes now is the news that the client went away
+                return await receive()
+            try:
+                async with asyncio.timeout_at(deadline):
+                    event = await receive()
+            except TimeoutError:
+                late = f"the request body did not arrive within {self.seconds:g} s"
+                raise ApiError(408, late, "request_timeout") from None
             received += len(event.get("body", b""))
+            whole = not event.get("more_body", False)
             if received > self.max_bytes:  # a body without a length, or with a wrong one
                 raise ApiError(413, message, "body_too_large")
             return event

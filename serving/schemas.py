@@ -25,6 +25,11 @@ class Item(Request):
             raise ValueError("give exactly one of 'text' and 'image'")
         return self
 
+    @property
+    def kind(self) -> Literal["text", "image"]:
+        """What it is."""
+        return "image" if self.text is None else "text"
+
 
 def _as_items(value: Any) -> Any:
     """A string, a list of strings or a list of items -> a list of items."""
@@ -35,14 +40,17 @@ def _as_items(value: Any) -> Any:
     return [{"text": element} if isinstance(element, str) else element for element in value]
 
 
+Items = Annotated[
+    list[Item],
+    BeforeValidator(_as_items, json_schema_input_type=str | list[str | Item]),
+    Field(min_length=1),
+]
+
+
 class EmbeddingsRequest(Request):
     """`POST /v1/embeddings`: OpenAI's request, with images and explicit truncation."""
 
-    input: Annotated[
-        list[Item],
-        BeforeValidator(_as_items, json_schema_input_type=str | list[str | Item]),
-        Field(min_length=1),
-    ]
+    input: Items
     model: str | None = None
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = Field(None, description="accepted where it is the model's own")
@@ -95,7 +103,11 @@ class SearchRequest(Request):
     """`POST /v1/search`."""
 
     query: Query
+    target: Literal["image", "caption"] = Field("image", description="compare with the images, or with their captions")
     top_k: int = Field(10, ge=1, le=MAX_TOP_K)
+    min_score: FiniteFloat | None = Field(None, description="leave out hits with less")
+    filter: dict[str, Any] | None = Field(None, description="conditions on the metadata of items")
+    exact: bool = Field(False, description="compare with every item, whatever the index does otherwise")
     truncate: bool = Field(False, description="cut a text that is too long instead of refusing it")
 
 
@@ -105,6 +117,7 @@ class Hit(BaseModel):
     id: str
     score: float
     caption: str
+    metadata: dict[str, Any]
     thumbnail_url: str
 
 
@@ -140,6 +153,43 @@ class SearchResponse(BaseModel):
     tokens: int
     truncated: bool
     took_ms: float
+
+
+class ClassifyRequest(Request):
+    """`POST /v1/classify`."""
+
+    input: Items
+    labels: list[Annotated[str, Field(min_length=1)]] = Field(min_length=2, max_length=1000)
+    templates: list[Annotated[str, Field(pattern=r"\{\}")]] = Field(
+        ["a photo of a {}."], min_length=1, max_length=100, description="prompts, in which {} stands for the label"
+    )
+    top_k: int | None = Field(None, ge=1, description="only the best labels of each item")
+    model: str | None = None
+    truncate: bool = Field(False, description="cut texts of the input that are too long instead of refusing them")
+
+
+class LabelScore(BaseModel):
+    """A label for an item: its cosine similarity, and its share of the softmax over all labels."""
+
+    label: str
+    score: float
+    probability: float
+
+
+class Classification(BaseModel):
+    """The labels of one item, best first."""
+
+    index: int
+    labels: list[LabelScore]
+
+
+class ClassifyResponse(BaseModel):
+    """Labels in the order of the input."""
+
+    object: Literal["list"] = "list"
+    model: str
+    data: list[Classification]
+    usage: Usage
 
 
 class Info(BaseModel):
@@ -186,6 +236,12 @@ class Examples(BaseModel):
 
 
 class Status(BaseModel):
-    """`GET /healthz` and `GET /readyz`."""
+    """`GET /healthz`."""
 
     status: str
+
+
+class Readiness(Status):
+    """`GET /readyz`: why it is not, where it is not."""
+
+    reasons: list[str]

@@ -50,6 +50,12 @@ def picture(seed: int = 0, size: tuple[int, int] = (40, 36), image_format: str =
     return out.getvalue()
 
 
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    """What runs tests that are coroutines, marked `anyio`."""
+    return "asyncio"
+
+
 def needs_programs(*names: str) -> pytest.MarkDecorator:
     """Skip tests where system programs are absent; continuous integration, which installs them, fails instead."""
     missing = ", ".join(name for name in names if shutil.which(name) is None)

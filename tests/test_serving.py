@@ -2,7 +2,9 @@
 
 import base64
 import io
+import re
 import socket
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -13,6 +15,7 @@ import httpx
 import numpy as np
 import pytest
 import ray
+import torch
 import yaml
 from PIL import Image
 from ray import serve
@@ -21,9 +24,9 @@ from ray.serve.schema import ServeDeploySchema
 
 from longclip.checkpoint import Checkpoint, checkpoint_id
 from longclip.tokenizer import count_tokens
+from longclip.zero_shot import class_embeddings
 from serving import inputs
 from serving.app import AppArgs, build
-from serving.ingress import api
 from tests.conftest import ROOT, picture
 from tests.test_serving_index import COUNT, library_image_embedding, library_text_embedding, scene, write_index
 
@@ -317,6 +320,48 @@ def test_a_query_vector_must_be_finite(client: httpx.Client) -> None:
     refused(response, 422, "invalid_value", "query.embedding[0]")
 
 
+# ---- classification
+
+
+def test_classification_agrees_with_the_library(client: httpx.Client, tiny_checkpoint: Checkpoint) -> None:
+    labels, templates = ["boat", "dog", "tree"], ["a photo of a {}.", "{} in the sun"]
+    request = {"input": [{"image": data_uri(scene(2)[0])}, "a boat"], "labels": labels, "templates": templates}
+    answer = client.post("/v1/classify", json=request).json()
+    classes = class_embeddings(tiny_checkpoint, labels, templates).numpy()
+    items = np.concatenate(
+        [library_image_embedding(tiny_checkpoint, scene(2)[0]), library_text_embedding(tiny_checkpoint, "a boat")]
+    )
+    scores = items @ classes.T
+    logits = torch.from_numpy(scores) * tiny_checkpoint.model.logit_scale.detach().exp()
+    for row, entry in enumerate(answer["data"]):
+        found = {label["label"]: (label["score"], label["probability"]) for label in entry["labels"]}
+        shown = [label["score"] for label in entry["labels"]]
+        assert shown == sorted(shown, reverse=True)
+        for column, label in enumerate(labels):
+            expected = (scores[row, column], logits[row].softmax(-1)[column].item())
+            np.testing.assert_allclose(found[label], expected, atol=1e-5)
+    best = client.post("/v1/classify", json=request | {"top_k": 1}).json()["data"]
+    assert [len(entry["labels"]) for entry in best] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "code", "param"),
+    [
+        ({"labels": ["one"]}, 422, "invalid_value", "labels"),
+        ({"labels": ["one", ""]}, 422, "invalid_value", "labels[1]"),
+        ({"labels": ["one", "two " * 300]}, 422, "context_length_exceeded", "labels[1]"),
+        ({"labels": [str(n) for n in range(100)], "templates": ["{}"] * 50}, 413, "too_many_items", "labels"),
+        ({"templates": ["a photo"]}, 422, "invalid_value", "templates[0]"),
+        ({"input": []}, 422, "invalid_value", "input"),
+        ({"input": [{"image": "?"}]}, 422, "invalid_image", "input[0]"),
+        ({"model": "other"}, 404, "model_not_found", "model"),
+    ],
+)
+def test_bad_classifications(client: httpx.Client, change: dict, status: int, code: str, param: str) -> None:
+    request = {"input": "a boat", "labels": ["boat", "dog"]} | change
+    refused(client.post("/v1/classify", json=request), status, code, param)
+
+
 # ---- the rest
 
 
@@ -345,10 +390,34 @@ def test_what_the_server_says_of_itself(client: httpx.Client, tiny_checkpoint_di
     assert info["index"]["count"] == COUNT
     assert info["limits"]["images"] == inputs.MAX_IMAGES
     assert client.get("/healthz").json() == {"status": "ok"}
-    assert client.get("/readyz").json() == {"status": "ready"}
+    assert client.get("/readyz").json() == {"status": "ready", "reasons": []}
     examples = client.get("/v1/examples").json()["examples"]
     assert len(examples) == 4
     assert examples[0] == scene(0)[1]
+
+
+def test_metrics_tell_of_all_replicas(client: httpx.Client) -> None:
+    embed(client, "a text that is counted")
+    deadline = time.monotonic() + 60
+    wanted = {
+        'ray_longclip_requests_total{.*endpoint="embeddings".*status="200"': 1,
+        'ray_longclip_request_seconds_count{.*endpoint="embeddings"': 1,
+        'ray_longclip_stage_seconds_count{.*stage="embed"': 1,
+        'ray_longclip_batch_total{.*queue="texts".*unit="items"': 1,
+        'ray_longclip_waiting{.*queue="images"': 0,
+        "ray_longclip_index_items{": COUNT,
+    }
+    while True:
+        text = client.get("/metrics").text
+        found = {name: re.search(rf"^{name}.*}} (\S+)$", text, re.MULTILINE) for name in wanted}
+        if all(found.values()):
+            break
+        assert time.monotonic() < deadline, [name for name, value in found.items() if not value]
+        time.sleep(1)
+    for name, least in wanted.items():
+        value = found[name]
+        assert value is not None
+        assert float(value[1]) >= least
 
 
 def test_routes_that_do_not_exist(client: httpx.Client) -> None:
@@ -389,6 +458,6 @@ def test_serve_yaml_is_valid() -> None:
     AppArgs.model_validate(application.args)
 
 
-def test_the_schema_tells_every_form_of_input() -> None:
-    schema = api.openapi()["components"]["schemas"]["EmbeddingsRequest"]["properties"]["input"]
+def test_the_schema_tells_every_form_of_input(client: httpx.Client) -> None:
+    schema = client.get("/openapi.json").json()["components"]["schemas"]["EmbeddingsRequest"]["properties"]["input"]
     assert {"type": "string"} in schema["anyOf"]

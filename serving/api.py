@@ -1,0 +1,118 @@
+"""The HTTP API and the web page, on any `Service`. Knows no Ray Serve, and runs under any ASGI server."""
+
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from fastapi import FastAPI, Response
+from fastapi.requests import Request
+from fastapi.responses import FileResponse, JSONResponse
+from fastapi.staticfiles import StaticFiles
+
+from serving import inputs, schemas
+from serving.errors import install_handlers
+from serving.middleware import Admission, ApiKeys, BodyLimit, BrowserHeaders
+from serving.service import Service, unknown_id
+
+WEB = Path(__file__).resolve().parent / "web"
+EXAMPLES = 4
+
+
+def create_api(
+    service: Service,
+    key_digests: frozenset[str] = frozenset(),
+    export_metrics: Callable[[], Awaitable[str]] | None = None,
+) -> FastAPI:
+    """The application.
+
+    Args:
+        service: what answers.
+        key_digests: SHA-256 of the API keys that are let in, hexadecimal; without any, everybody is.
+        export_metrics: gives the text of `GET /metrics`; without it there is no such route.
+    """
+    # The interactive pages of FastAPI load scripts from elsewhere, which the content security policy forbids.
+    api = FastAPI(title="Long-CLIP", docs_url=None, redoc_url=None)
+    # The last one that is added is the outermost: who has no key takes no place, and every answer gets the headers.
+    api.add_middleware(BodyLimit, max_bytes=inputs.MAX_BODY_BYTES, seconds=inputs.BODY_SECONDS)
+    api.add_middleware(
+        Admission,
+        max_requests=inputs.MAX_REQUESTS,
+        max_bytes=inputs.MAX_BYTES_IN_FLIGHT,
+        unannounced=inputs.MAX_BODY_BYTES,
+    )
+    api.add_middleware(ApiKeys, digests=key_digests)
+    api.add_middleware(BrowserHeaders)
+    install_handlers(api)
+    api.mount("/static", StaticFiles(directory=WEB), name="static")
+
+    @api.post("/v1/embeddings")
+    async def embeddings(request: schemas.EmbeddingsRequest) -> schemas.EmbeddingsResponse:
+        """Unit-length embeddings of texts and images, in the order of the input."""
+        return await service.embed(request)
+
+    @api.post("/v1/search")
+    async def search(http: Request, request: schemas.SearchRequest) -> schemas.SearchResponse:
+        """The items of the index that are nearest to a text, an image, an item or a vector."""
+        return await service.search(request, http.scope.get("root_path", ""))
+
+    @api.post("/v1/classify")
+    async def classify(request: schemas.ClassifyRequest) -> schemas.ClassifyResponse:
+        """Zero-shot classification of texts and images by labels that are given."""
+        return await service.classify(request)
+
+    @api.get("/v1/thumbnails/{id:path}", response_class=Response, responses={200: {"content": {"image/jpeg": {}}}})
+    async def thumbnail(id: str) -> Response:
+        """The thumbnail of an item."""
+        data = await service.searcher.thumbnail(id)
+        if data is None:
+            raise unknown_id("id")
+        return Response(data, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=300"})
+
+    @api.post("/v1/tokenize")
+    async def tokenize(request: schemas.TokenizeRequest) -> schemas.TokenizeResponse:
+        """How many tokens a text has."""
+        tokens = await service.count_tokens(request.text)
+        return schemas.TokenizeResponse(tokens=tokens, context_length=service.model_info.context_length)
+
+    @api.get("/v1/examples")
+    async def examples() -> schemas.Examples:
+        """A few captions of the index, to start from; none without an index."""
+        found = [] if service.index_info is None else await service.searcher.examples(EXAMPLES)
+        return schemas.Examples(examples=found)
+
+    @api.get("/v1/models")
+    async def models() -> schemas.ModelList:
+        """The one model that is served."""
+        model = service.model_info
+        return schemas.ModelList(data=[schemas.ModelEntry(id=model.id, version=model.version)])
+
+    @api.get("/info")
+    async def info() -> schemas.Info:
+        """The model, the index, and the limits of a request."""
+        return schemas.Info(model=service.model_info, index=service.index_info, limits=inputs.LIMITS)
+
+    @api.get("/healthz")
+    async def healthz() -> schemas.Status:
+        """Whether this process answers."""
+        return schemas.Status(status="ok")
+
+    @api.get("/readyz", response_model=schemas.Readiness, responses={503: {"model": schemas.Readiness}})
+    async def readyz() -> JSONResponse:
+        """Whether the model, and the index where there is one, answer: 200, or 503 with the reasons."""
+        reasons = await service.not_ready()
+        if reasons:
+            return JSONResponse({"status": "not ready", "reasons": reasons}, 503)
+        return JSONResponse({"status": "ready", "reasons": []})
+
+    if export_metrics is not None:
+
+        @api.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+        async def metrics() -> Response:
+            """Figures of all replicas, for Prometheus."""
+            return Response(await export_metrics(), media_type="text/plain; version=0.0.4")
+
+    @api.get("/", include_in_schema=False)
+    async def page() -> FileResponse:
+        """The web page."""
+        return FileResponse(WEB / "index.html")
+
+    return api

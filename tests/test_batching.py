@@ -1,0 +1,124 @@
+"""Items of many requests in few runs of a function."""
+
+import asyncio
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from serving.batching import BATCHES_A_TURN, MicroBatcher
+
+pytestmark = pytest.mark.anyio
+
+POISON = 13
+
+
+class Recorder:
+    """A function to be batched: squares numbers, keeps the batches, and can be held back."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self.gate = threading.Event()
+        self.gate.set()
+        self.running = threading.Event()
+
+    def __call__(self, numbers: list[int]) -> Sequence[int]:
+        self.running.set()
+        assert self.gate.wait(10)
+        self.batches.append(numbers)
+        if POISON in numbers:
+            raise ValueError("thirteen")
+        return [number * number for number in numbers]
+
+
+def batcher_of(recorder: Callable[[list[int]], Sequence[int]], budget: int = 100) -> MicroBatcher[int, int]:
+    return MicroBatcher(recorder, lambda number: number, budget, ThreadPoolExecutor(1))
+
+
+async def held(recorder: Recorder, batcher: MicroBatcher[int, int]) -> asyncio.Task[list[int]]:
+    """A request that keeps the function busy until its gate is opened."""
+    recorder.gate.clear()
+    first = asyncio.create_task(batcher.submit([1]))
+    await asyncio.to_thread(recorder.running.wait, 10)
+    return first
+
+
+async def test_results_come_back_in_order() -> None:
+    recorder = Recorder()
+    numbers = [5, 90, 2, 40, 7]
+    assert await batcher_of(recorder).submit(numbers) == [number * number for number in numbers]
+
+
+async def test_requests_that_wait_share_batches_of_similar_items_within_the_budget() -> None:
+    recorder = Recorder()
+    batcher = batcher_of(recorder)
+    first = await held(recorder, batcher)
+    others = [asyncio.create_task(batcher.submit([small, large])) for small, large in ((9, 48), (10, 50), (11, 49))]
+    await asyncio.sleep(0)
+    assert batcher.waiting == 6
+    recorder.gate.set()
+    assert await asyncio.gather(first, *others) == [[1], [81, 2304], [100, 2500], [121, 2401]]
+    assert recorder.batches == [[1], [9, 10, 11], [48, 49], [50]]
+    assert all(len(batch) * max(batch) <= 100 for batch in recorder.batches)
+    assert (batcher.counts.items, batcher.counts.batches) == (7, 4)
+    assert (batcher.counts.cost, batcher.counts.padded_cost) == (1 + 30 + 147, 1 + 33 + 98 + 50)
+
+
+async def test_an_item_above_the_budget_runs_alone() -> None:
+    recorder = Recorder()
+    assert await batcher_of(recorder).submit([500, 1, 2]) == [250_000, 1, 4]
+    assert [500] in recorder.batches
+
+
+async def test_a_large_request_does_not_hold_up_a_small_one() -> None:
+    recorder = Recorder()
+    batcher = batcher_of(recorder)
+    first = await held(recorder, batcher)
+    large = asyncio.create_task(batcher.submit([20] * 400))
+    small = asyncio.create_task(batcher.submit([3]))
+    await asyncio.sleep(0)
+    recorder.gate.set()
+    assert await small == [9]
+    assert not large.done()
+    position = next(number for number, batch in enumerate(recorder.batches) if 3 in batch)
+    assert position <= BATCHES_A_TURN + 1
+    assert await large == [400] * 400
+    await first
+
+
+async def test_what_nobody_waits_for_is_skipped() -> None:
+    recorder = Recorder()
+    batcher = batcher_of(recorder)
+    first = await held(recorder, batcher)
+    gone = asyncio.create_task(batcher.submit([4, 5, 6]))
+    stays = asyncio.create_task(batcher.submit([7]))
+    await asyncio.sleep(0)
+    gone.cancel()
+    await asyncio.sleep(0)
+    recorder.gate.set()
+    assert await asyncio.gather(first, stays) == [[1], [49]]
+    assert recorder.batches == [[1], [7]]
+    assert batcher.counts.skipped == 3
+
+
+async def test_poison_fails_its_own_request_only() -> None:
+    recorder = Recorder()
+    batcher = batcher_of(recorder)
+    first = await held(recorder, batcher)
+    good = [asyncio.create_task(batcher.submit([number, number + 1])) for number in (10, 14)]
+    bad = asyncio.create_task(batcher.submit([POISON, 12]))
+    await asyncio.sleep(0)
+    recorder.gate.set()
+    assert await asyncio.gather(*good) == [[100, 121], [196, 225]]
+    with pytest.raises(ValueError, match="thirteen"):
+        await bad
+    assert batcher.counts.failed == 1
+    await first
+
+
+async def test_a_wrong_number_of_results_is_an_error_not_a_hang() -> None:
+    batcher = batcher_of(lambda numbers: numbers[1:])
+    with pytest.raises(ValueError, match="zip"):
+        await asyncio.wait_for(batcher.submit([1, 2, 3]), 10)
+    assert await batcher_of(Recorder()).submit([2]) == [4]

@@ -1,0 +1,93 @@
+"""The model of a replica: what comes out, and what it does not compute."""
+
+import asyncio
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from longclip.checkpoint import Checkpoint
+from longclip.tokenizer import TokenBatch, tokenize
+from serving import embedder as module
+from serving.embedder import Embedder
+from tests.conftest import picture
+from tests.test_serving_index import library_image_embedding, library_text_embedding, scene
+
+pytestmark = pytest.mark.anyio
+
+TEXTS = ["a dog", scene(3)[1], "two boats on a river at dusk", "a dog", scene(1)[1] * 9, "x"]
+
+
+@pytest.fixture
+def embedder(tiny_checkpoint: Checkpoint) -> Embedder:
+    return Embedder(tiny_checkpoint, torch_threads=torch.get_num_threads())
+
+
+@pytest.fixture
+def read(tiny_checkpoint: Checkpoint) -> Callable[[list[str]], TokenBatch]:
+    return lambda texts: tokenize(tiny_checkpoint.tokenizer, texts)
+
+
+async def test_texts_and_images_equal_the_library(
+    embedder: Embedder, tiny_checkpoint: Checkpoint, read: Callable[[list[str]], TokenBatch]
+) -> None:
+    images = [picture(seed) for seed in range(11)]
+    pixels = np.stack([tiny_checkpoint.transform.pixels(image) for image in images])
+    texts, pictures = await asyncio.gather(embedder.embed_texts(read(TEXTS)), embedder.embed_images(pixels))
+    np.testing.assert_allclose(texts, library_text_embedding(tiny_checkpoint, *TEXTS), atol=1e-5)
+    np.testing.assert_allclose(pictures, library_image_embedding(tiny_checkpoint, *images), atol=1e-5)
+    assert texts.dtype == pictures.dtype == np.float32
+
+
+async def test_each_text_is_computed_once(embedder: Embedder, read: Callable[[list[str]], TokenBatch]) -> None:
+    first = await embedder.embed_texts(read(TEXTS))
+    assert (embedder.texts.counts.items, embedder.remembered) == (len(set(TEXTS)), 0)
+    again = await embedder.embed_texts(read([*TEXTS, "a new one"]))
+    np.testing.assert_array_equal(again[:-1], first)
+    assert (embedder.texts.counts.items, embedder.remembered) == (len(set(TEXTS)) + 1, len(TEXTS))
+
+
+async def test_memory_of_texts_is_bounded_and_keeps_the_latest(
+    embedder: Embedder, read: Callable[[list[str]], TokenBatch], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CACHED_TEXTS", 2)
+    for text in ("one", "two", "one", "three", "one"):
+        await embedder.embed_texts(read([text]))
+    assert (embedder.texts.counts.items, embedder.remembered) == (3, 2)
+
+
+async def test_texts_of_all_requests_are_padded_to_each_other_not_to_the_limit(
+    embedder: Embedder, read: Callable[[list[str]], TokenBatch], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [f"word{number} " * (2 + number * 7 % 60) for number in range(100)]
+    await asyncio.gather(*(embedder.embed_texts(read([text])) for text in words))
+    counts = embedder.texts.counts
+    assert counts.batches < 20
+    assert counts.cost / counts.padded_cost > 0.85
+    assert counts.padded_cost < counts.items * 248 / 2
+
+
+async def test_a_text_that_the_model_cannot_take_fails_alone(
+    embedder: Embedder, tiny_checkpoint: Checkpoint, read: Callable[[list[str]], TokenBatch]
+) -> None:
+    poison = read(["a dog"])
+    poison.input_ids[0, 1] = 60_000  # no such row of the token table
+    requests = [embedder.embed_texts(batch) for batch in (read(["a cat"]), poison, read(["a boat"]))]
+    cat, failed, boat = await asyncio.gather(*requests, return_exceptions=True)
+    assert isinstance(failed, IndexError)
+    expected = library_text_embedding(tiny_checkpoint, "a cat", "a boat")
+    np.testing.assert_allclose(np.concatenate([cat, boat]), expected, atol=1e-5)
+    await embedder.check()
+
+
+async def test_a_model_that_does_not_run_is_noticed(embedder: Embedder, tiny_checkpoint: Checkpoint) -> None:
+    await embedder.check()
+    weight = tiny_checkpoint.model.text_projection.weight
+    before = weight.detach().clone()
+    try:
+        weight.data.fill_(torch.nan)
+        with pytest.raises(RuntimeError, match="not finite"):
+            await embedder.check()
+    finally:
+        weight.data.copy_(before)

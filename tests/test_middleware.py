@@ -1,0 +1,127 @@
+"""Who is let in, how many at once, how large and how slow bodies may be."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from fastapi.requests import Request
+
+from serving.errors import install_handlers
+from serving.middleware import Admission, ApiKeys, BodyLimit, key_digest
+
+pytestmark = pytest.mark.anyio
+
+KEYS = ("first-key-0123456789", "second-key-0123456789")
+
+
+def api_with(middleware: Any, **options: Any) -> FastAPI:
+    """An application that counts the bytes of bodies, and holds requests until `api.state.gate` is set."""
+    api = FastAPI()
+    api.add_middleware(middleware, **options)
+    install_handlers(api)
+    api.state.gate = asyncio.Event()
+    api.state.gate.set()
+
+    @api.post("/v1/count")
+    async def count(request: Request) -> int:
+        size = len(await request.body())
+        await api.state.gate.wait()
+        return size
+
+    for path in ("/", "/healthz", "/readyz", "/metrics", "/static/app.js", "/info", "/v1/models"):
+        api.add_api_route(path, lambda: "open")
+    return api
+
+
+@asynccontextmanager
+async def client_of(api: FastAPI, root_path: str = "") -> AsyncIterator[httpx.AsyncClient]:
+    transport = httpx.ASGITransport(api, root_path=root_path)
+    async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
+        yield client
+
+
+def code_of(response: httpx.Response) -> str:
+    assert set(response.json()["error"]) == {"message", "type", "param", "code"}
+    return response.json()["error"]["code"]
+
+
+@pytest.mark.parametrize("root_path", ["", "/prefix"])
+async def test_only_keys_of_the_list_open_the_api(root_path: str) -> None:
+    api = api_with(ApiKeys, digests=frozenset(map(key_digest, KEYS)))
+    async with client_of(api, root_path) as client:
+        for header in ({"Authorization": f"Bearer {KEYS[0]}"}, {"X-API-Key": KEYS[1]}):
+            assert (await client.post(f"{root_path}/v1/count", content=b"ab", headers=header)).json() == 2
+        wrong = [{}, {"Authorization": "Bearer "}, {"Authorization": f"Basic {KEYS[0]}"}, {"X-API-Key": KEYS[0][:-1]}]
+        for headers in wrong:
+            for path in ("/v1/models", "/info", "/v1/nothing", "/healthz/../info"):
+                response = await client.get(root_path + path, headers=headers)
+                assert (response.status_code, code_of(response)) == (401, "invalid_api_key")
+                assert response.headers["WWW-Authenticate"] == "Bearer"
+                assert not any(key in response.text for key in KEYS)
+        for path in ("/", "/healthz", "/readyz", "/metrics", "/static/app.js"):
+            assert (await client.get(root_path + path)).status_code == 200
+
+
+async def test_without_keys_everybody_is_let_in() -> None:
+    async with client_of(api_with(ApiKeys, digests=frozenset())) as client:
+        assert (await client.get("/v1/models")).status_code == 200
+
+
+async def test_too_many_requests_are_refused_at_once_and_let_in_again() -> None:
+    api = api_with(Admission, max_requests=2, max_bytes=1000, unannounced=1)
+    api.state.gate.clear()
+    async with client_of(api) as client:
+        held = [asyncio.create_task(client.post("/v1/count", content=b"x" * 10)) for _ in range(2)]
+        await asyncio.sleep(0.01)
+        response = await client.post("/v1/count", content=b"x")
+        assert (response.status_code, code_of(response)) == (429, "overloaded")
+        assert response.headers["Retry-After"] == "1"
+        assert (await client.get("/healthz")).status_code == 200, "a probe is no load"
+        api.state.gate.set()
+        assert [(await task).json() for task in held] == [10, 10]
+        assert (await client.post("/v1/count", content=b"x")).json() == 1
+
+
+async def test_bodies_in_flight_are_bounded_in_bytes_but_one_may_always_come() -> None:
+    api = api_with(Admission, max_requests=9, max_bytes=100, unannounced=90)
+    async with client_of(api) as client:
+        for body, size in ((b"x" * 500, 500), (drip(1, 0), 1)):
+            api.state.gate.clear()
+            held = asyncio.create_task(client.post("/v1/count", content=body))
+            await asyncio.sleep(0.01)
+            assert code_of(await client.post("/v1/count", content=b"x" * 11)) == "overloaded"
+            api.state.gate.set()
+            assert (await held).json() == size
+
+
+async def test_a_request_that_fails_gives_its_place_back() -> None:
+    async with client_of(api_with(Admission, max_requests=1, max_bytes=100, unannounced=1)) as client:
+        for _ in range(3):
+            assert (await client.post("/v1/nothing", content=b"x")).status_code == 404
+
+
+async def drip(pieces: int, seconds: float) -> AsyncIterator[bytes]:
+    for _ in range(pieces):
+        await asyncio.sleep(seconds)
+        yield b"x"
+
+
+async def test_a_body_that_drips_in_is_given_up() -> None:
+    async with client_of(api_with(BodyLimit, max_bytes=1000, seconds=0.2)) as client:
+        assert (await client.post("/v1/count", content=drip(3, 0.001))).json() == 3
+        response = await client.post("/v1/count", content=drip(1000, 0.05))
+        assert (response.status_code, code_of(response)) == (408, "request_timeout")
+
+
+async def test_bodies_end_at_the_limit_whatever_they_announce() -> None:
+    async with client_of(api_with(BodyLimit, max_bytes=10, seconds=5)) as client:
+        assert (await client.post("/v1/count", content=b"x" * 10)).json() == 10
+        for body in (b"x" * 11, drip(11, 0)):
+            response = await client.post("/v1/count", content=body)
+            assert (response.status_code, code_of(response)) == (413, "body_too_large")
+        lying = await client.post("/v1/count", content=drip(11, 0), headers={"Content-Length": "5"})
+        assert code_of(lying) == "body_too_large"
