@@ -214,9 +214,7 @@ class Service:
             with stage("fetch"):
                 data = await self._fetcher.fetch(image)
         except NotFetchedError:
-            message = (
-                f"{param}: not an allowed address of an image of at most {inputs.MAX_IMAGE_BYTES} bytes"
-            )
+            message = f"{param}: not an allowed address of an image of at most {inputs.MAX_IMAGE_BYTES} bytes"
             raise ApiError(422, message, "image_not_fetched", param) from None
         return await self._reading(inputs.image_pixels, self._transform, data, param)
 
