@@ -1,73 +1,136 @@
-"""Embed the images of a Parquet and write a search index that names the model it was made with.
+"""Embed images and captions of a Parquet into an index, and publish it for search.
 
-The index is a directory of embeddings.npy, items.parquet (id, caption, thumbnail) and a manifest with checksums.
-Serving refuses it with any other model.
+The index is a Lance table of every item with its vectors and the model that made them, and published versions of it
+that are never changed. Only items that are new, that changed, or that another model made are embedded; a run that was
+killed goes on where it was. Serving takes the newest version that was made with the model it serves.
 
     python pipelines/embed.py --set data=/data/corpus --set model=/data/run1/checkpoint --set output=/data/index
+    python pipelines/embed.py --set data=s3://b/corpus --set model=models:/longclip@champion \\
+        --set output=s3://b/index --set metadata=[place,year]
+    python pipelines/embed.py --set model=... --set output=/data/index --set delete=[id1,id2]
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import ray
-from pydantic import Field
+from pydantic import Field, PositiveInt
+from upath import UPath
 
-from longclip.checkpoint import checkpoint_id, load_checkpoint
-from longclip.errors import DataError
-from pipelines.embedding import EmbeddingSettings, embed_dataset
+from longclip.checkpoint import Checkpoint, checkpoint_id, load_checkpoint
+from longclip.errors import ConfigError, DataError
+from longclip.index import version_manifests
+from pipelines import tracking
+from pipelines.embedding import EmbeddingSettings
 from pipelines.entry import Progress, connect, run_entry
-from pipelines.index_files import AddThumbnails, write_index
+from pipelines.index_table import MODEL, IndexTable, table_schema
+from pipelines.indexing import Corpus, embed_changes
+from pipelines.lease import Lease
+from pipelines.model_sources import local_model
 from pipelines.parquet_files import open_parquet
+from pipelines.publishing import PublishSettings, publish
 from pipelines.records import start_quarantine, write_quarantine
 from pipelines.settings import load_settings, storage_path
+from pipelines.storage import output_path
+from pipelines.workspace import make_directory, whole_file
+
+LEASE, QUARANTINE = ".lease", "quarantine.parquet"
 
 
-class EmbedSettings(EmbeddingSettings):
+class EmbedSettings(EmbeddingSettings, PublishSettings):
     """Everything that defines an index."""
 
+    data: str = ""
+    """Parquet file, directory or URI with images and captions; none is needed to delete."""
     model: str
-    """Checkpoint directory."""
+    """Checkpoint directory, models:/NAME/VERSION, models:/NAME@ALIAS, or a file of official weights."""
     output: str = "var/index"
-    """Local directory of the index; replaced if it exists."""
+    """Directory or URI of the index; what it has stays, unless the data says otherwise."""
+    caption_vectors: bool = True
+    """Embed captions, too: to search among them, and to measure how well texts find images."""
+    metadata: list[str] = Field(default=[])
+    """Columns that are kept to filter by: text, numbers, booleans."""
+    delete: list[str] = Field(default=[])
+    """Ids of items to delete."""
+    delete_missing: bool = False
+    """Delete items that the data does not have, so that the index is the data and nothing else."""
+    commit_rows: PositiveInt = 4096
+    """Items that are written at once: as many are done again after a kill, at most."""
     max_rejected_fraction: float = Field(default=0.01, ge=0, le=1)
     """Share of rows that may be unusable before the job stops."""
+    cache: str = "var/cache/models"
+    """Directory for downloaded and converted models; on a cluster, one that all nodes see."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The entry; `argv` is the command line without the program's name."""
     settings = load_settings(EmbedSettings, __doc__ or "", argv)
     progress = Progress("embed")
-    model = storage_path("model", settings.model)
-    output = Path(storage_path("output", settings.output))
+    if not settings.data and not settings.delete:
+        raise ConfigError("data is empty; give a Parquet to embed with --set data=..., or ids with --set delete=[...]")
+    index = output_path("output", storage_path("output", settings.output), settings.storage)
+    cache = Path(storage_path("cache", settings.cache))
+    model = local_model(settings.model, cache, tracking.tracking_uri(cache))
     checkpoint = load_checkpoint(model)
-    columns = settings.columns
-    needed = [columns.id, columns.image, columns.caption]
-    data = open_parquet("data", settings.data, settings.storage, needed)
-    rows = data.rows
+    identity = checkpoint_id(model)
+    make_directory(index)
     connect(settings.workers + 2)
-    quarantine = start_quarantine(rows, settings.max_rejected_fraction)
-    thumbnails = data.dataset(needed).map_batches(AddThumbnails(columns), batch_size=64)
-    embedded = embed_dataset(
-        thumbnails,
-        checkpoint,
-        model,
-        columns,
-        quarantine,
-        keep=[columns.caption, "thumbnail"],
-        workers=settings.workers,
-        use_gpu=settings.use_gpu,
-    ).take_all()
-    reasons = ray.get(quarantine.reasons.remote())
-    if not embedded:
-        raise DataError(f"data='{data.root}': none of the {rows} rows has a readable image")
-    manifest = {
-        "checkpoint_id": checkpoint_id(model),
+    with Lease(index / LEASE, str(index)) as lease:
+        table = IndexTable(index, settings.storage)
+        deleted = table.delete(settings.delete)
+        rows = embedded = rejected = 0
+        if settings.data:
+            corpus = _corpus(settings, checkpoint, model, identity, table)
+            rows = corpus.data.rows
+            quarantine = start_quarantine(rows, settings.max_rejected_fraction)
+            embedded = embed_changes(corpus, table, quarantine, settings.commit_rows, lease.check)
+            reasons = ray.get(quarantine.reasons.remote())
+            rejected = len(reasons)
+            kept = corpus.ids - reasons.keys()
+            gone = [id for id in table.states() if id in reasons or (settings.delete_missing and id not in kept)]
+            deleted += table.delete(gone)
+            if reasons:
+                with whole_file(index / QUARANTINE) as local:
+                    write_quarantine(reasons, settings.data, "embed", local)
+        lease.check()
+        version = _publish(settings, index, table, checkpoint, identity)
+    detail = f"{embedded} embedded, {rows - embedded - rejected} unchanged, {deleted} deleted; index {index}, {version}"
+    progress.summary(rows, rows - rejected, rejected, detail)
+
+
+def _corpus(settings: EmbedSettings, checkpoint: Checkpoint, model: str, identity: str, table: IndexTable) -> Corpus:
+    columns = settings.columns
+    needed = [columns.id, columns.image, columns.caption, *settings.metadata]
+    data = open_parquet("data", settings.data, settings.storage, needed)
+    dim = checkpoint.model.config.projection_dim
+    schema = table_schema(dim, settings.caption_vectors, settings.metadata, data.schema)
+    table.require(schema)
+    return Corpus(data, columns, schema, checkpoint, model, identity, settings.workers, settings.use_gpu)
+
+
+def _publish(settings: EmbedSettings, index: UPath, table: IndexTable, checkpoint: Checkpoint, identity: str) -> str:
+    """Publish what the table has, if it is not yet; says what came of it."""
+    states = table.states()
+    if not states:
+        raise DataError(f"output='{index}' has no items: none of the rows has a readable image, or all were deleted")
+    others = [id for id, (_, made_by) in states.items() if made_by != identity]
+    if others:
+        raise DataError(
+            f"output='{index}': {len(others)} of {len(states)} items, the first '{others[0]}', were made with another"
+            f" {MODEL} than {identity}, and one version holds vectors of one model; embed the data that has them, or"
+            " delete them with --set delete_missing=true"
+        )
+    newest = next(reversed(version_manifests(index)), None)
+    if newest and (newest.table_version, newest.checkpoint_id) == (table.version, identity):
+        return f"version {newest.version} as before, {newest.count} items"
+    facts = {
+        "checkpoint_id": identity,
+        "embedding_dim": checkpoint.model.config.projection_dim,
         "context_length": checkpoint.context_length,
-        "source": str(data.root),
+        "source": settings.data or (newest.source if newest else ""),
     }
-    write_index(output, embedded, columns, manifest)
-    write_quarantine(reasons, settings.data, "embed", output.with_name(output.name + ".quarantine.parquet"))
-    progress.summary(rows, len(embedded), len(reasons), f"index {output}")
+    manifest = publish(index, settings.storage, table, settings, facts)
+    return f"version {manifest.version} published, {manifest.count} items, engine {manifest.engine['name']}"
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 Paths are `upath.UPath`: pathlib's interface over fsspec. Credentials come from the environment only (`AWS_*`).
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -32,6 +33,11 @@ class Storage(Settings):
     """Address buckets as endpoint/bucket instead of bucket.endpoint, as most servers other than Amazon's want."""
     anonymous: bool = False
     """Read public buckets without credentials."""
+
+    @property
+    def endpoint(self) -> str | None:
+        """Address of the S3 server; None for Amazon's."""
+        return self.endpoint_url or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
 
     def options(self, protocol: str, retries: int = RETRIES) -> dict[str, Any]:
         """Options of the fsspec filesystem of a protocol; only S3 takes any."""

@@ -5,7 +5,6 @@ of the builder's argument to validate what it is given.
 """
 
 import os
-from pathlib import Path
 
 from pydantic import BaseModel, Field, model_validator
 from ray import serve
@@ -13,7 +12,7 @@ from ray.serve import Application
 
 from longclip.errors import ConfigError
 from serving.artifacts import open_model
-from serving.index import SearchIndex, check_model, read_manifest
+from serving.index_source import find_index, open_index
 from serving.inputs import MAX_REQUESTS
 from serving.middleware import key_digest
 from serving.replica import Replica
@@ -28,8 +27,11 @@ class AppArgs(BaseModel, extra="forbid"):
     """What can be set on the command line of `serve run`, or under `args` in the YAML of `serve deploy`."""
 
     model: str = Field(description="checkpoint directory, models:/NAME/VERSION or models:/NAME@ALIAS")
-    index: str | None = Field(None, description="index directory; without one there is no search")
-    cache: str = Field("~/.cache/longclip", description="where models from the registry are downloaded to")
+    index: str | None = Field(
+        None,
+        description="directory or URI that embed wrote, or one version of it, INDEX@N; without one there is no search",
+    )
+    cache: str = Field("~/.cache/longclip", description="where models and indexes are downloaded to")
     replicas: int = Field(1, ge=1, description="processes that hold the model and the index and answer requests")
     max_replicas: int | None = Field(None, ge=1, description="more of them while many requests wait")
     replica_gpus: float = Field(0, ge=0, description="GPUs of each replica; may be a fraction")
@@ -60,11 +62,8 @@ def build(args: AppArgs) -> Application:
     model = open_model(args.model, args.cache)
     index = None
     if args.index is not None:
-        directory = str(Path(args.index).expanduser().absolute())
-        manifest = read_manifest(directory)
-        check_model(directory, manifest, model.checkpoint_id)
-        SearchIndex.open(directory)  # a damaged one is refused here, not by replicas that restart again and again
-        index = (directory, manifest)
+        index = find_index(args.index, model.checkpoint_id, args.cache)
+        open_index(index)  # a damaged one is refused here, not by replicas that restart again and again
     scaled = {"min_replicas": args.replicas, "max_replicas": args.max_replicas, "target_ongoing_requests": 8}
     return serve.deployment(
         Replica,

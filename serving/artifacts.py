@@ -6,14 +6,13 @@ and that version's content into a checkpoint id; replicas fetch exactly that and
 
 import hashlib
 import os
-import shutil
-import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from longclip.checkpoint import checkpoint_id, load_checkpoint, verify_checkpoint
 from longclip.errors import CheckpointError
 from longclip.images import ImageTransform
+from serving.cache import cached
 
 REGISTRY_SCHEME = "models:/"
 CHECKPOINT_PATH = "artifacts/checkpoint"
@@ -134,22 +133,16 @@ def _download(location: Location) -> Path:
     if location.version is None:
         return Path(location.uri)
     key = hashlib.sha256(f"{location.uri}\0{location.source}".encode()).hexdigest()[:16]
-    directory = Path(location.cache) / key
-    if directory.is_dir():
-        return directory
     from mlflow.artifacts import download_artifacts
     from mlflow.exceptions import MlflowException
 
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    aside = tempfile.mkdtemp(prefix=f".{key}.", dir=directory.parent)
-    try:
-        downloaded = download_artifacts(artifact_uri=f"{location.uri}/{CHECKPOINT_PATH}", dst_path=aside)
-        verify_checkpoint(downloaded, location.manifest_sha256)
-        os.rename(downloaded, directory)
-    except (MlflowException, OSError) as error:
-        if not directory.is_dir():  # else another replica of this node was faster
+    def download(aside: Path) -> Path:
+        try:
+            path = download_artifacts(artifact_uri=f"{location.uri}/{CHECKPOINT_PATH}", dst_path=str(aside))
+        except (MlflowException, OSError) as error:
             reason = " ".join(str(error).split())[:300]
             raise CheckpointError(f"cannot download {CHECKPOINT_PATH} of '{location.uri}': {reason}") from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-    return directory
+        verify_checkpoint(path, location.manifest_sha256)
+        return Path(path)
+
+    return cached(Path(location.cache) / key, download)

@@ -13,7 +13,7 @@ from serving.api import create_api
 from serving.artifacts import Model, fetch
 from serving.embedder import Embedder
 from serving.fetching import ImageFetcher
-from serving.index import Manifest, SearchIndex, SearchIndexError
+from serving.index_source import IndexVersion, open_index
 from serving.inputs import MAX_IMAGE_BYTES
 from serving.searching import LocalSearcher
 from serving.service import Service
@@ -27,14 +27,15 @@ class Replica:
         self,
         model: Model,
         torch_threads: int,
-        index: tuple[str, Manifest] | None,
+        index: IndexVersion | None,
         key_digests: frozenset[str],
         image_hosts: frozenset[str],
     ) -> None:
         checkpoint = load_checkpoint(fetch(model))
         self._embedder = Embedder(checkpoint, torch_threads)
+        searcher = LocalSearcher(open_index(index)) if index else None
         fetcher = ImageFetcher(image_hosts, MAX_IMAGE_BYTES) if image_hosts else None
-        self._service = Service(model, checkpoint, self._embedder, _open(index), fetcher)
+        self._service = Service(model, checkpoint, self._embedder, searcher, fetcher)
         self._key_digests = key_digests
         self._telemetry = telemetry.Telemetry({"texts": self._embedder.texts, "images": self._embedder.images})
 
@@ -47,14 +48,4 @@ class Replica:
         """Serve asks regularly, and replaces a replica whose model does not run any more."""
         await self._embedder.check()
         index = self._service.index_info
-        self._telemetry.publish(self._embedder.remembered, None if index is None else (index.created, index.count))
-
-
-def _open(index: tuple[str, Manifest] | None) -> LocalSearcher | None:
-    if index is None:
-        return None
-    directory, manifest = index
-    opened = SearchIndex.open(directory)
-    if opened.manifest != manifest:
-        raise SearchIndexError(f"index '{directory}' changed since the application was built; deploy again")
-    return LocalSearcher(opened)
+        self._telemetry.publish(self._embedder.remembered, None if index is None else (str(index.version), index.count))

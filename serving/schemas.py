@@ -135,11 +135,13 @@ class ModelInfo(BaseModel):
 class IndexInfo(BaseModel):
     """The index that is searched."""
 
-    model_config = ConfigDict(from_attributes=True)
-
+    version: int
     checkpoint_id: str
     count: int
     embedding_dim: int
+    engine: str
+    metadata: dict[str, str]
+    """Columns that can be filtered by, and their types."""
     source: str
     created: str
 

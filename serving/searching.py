@@ -1,28 +1,21 @@
 """How a replica searches an index."""
 
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import numpy as np
+import pyarrow as pa
 
+from longclip.errors import DataError
+from longclip.index import Filter, Manifest, Match, PublishedIndex, parse_filter
 from serving import schemas
 from serving.batching import MicroBatcher
 from serving.errors import ApiError
-from serving.index import SearchIndex
 
 Target = Literal["image", "caption"]
 MAX_BATCH_QUERIES = 32
-
-
-@dataclass(frozen=True)
-class Match:
-    """An item that answers a query."""
-
-    id: str
-    score: float
-    caption: str
-    metadata: dict[str, Any] = field(default_factory=dict)
 
 
 class Searcher(Protocol):
@@ -51,31 +44,30 @@ class Searcher(Protocol):
 
 
 class LocalSearcher:
-    """An index in this process. Queries that arrive together share one pass over its vectors."""
+    """An index in this process. Queries that arrive together and ask alike share one pass over its vectors."""
 
-    def __init__(self, index: SearchIndex) -> None:
+    def __init__(self, index: PublishedIndex) -> None:
         self._index = index
         self._batcher = MicroBatcher(self._run, lambda _: 1, MAX_BATCH_QUERIES, ThreadPoolExecutor(1, "search"))
 
     @property
     def info(self) -> schemas.IndexInfo:
         """What the index says of itself."""
-        return schemas.IndexInfo.model_validate(self._index.manifest)
+        return index_info(self._index.manifest)
 
     async def search(
         self, query: np.ndarray, top_k: int, target: Target, filter: dict[str, Any] | None, exact: bool
     ) -> list[Match]:
         """The `top_k` best matches of a unit vector `[E]`, best first."""
-        if target != "image":
-            raise ApiError(422, f"target: this index has no vectors of '{target}'", "invalid_value", "target")
-        if filter is not None:
-            raise ApiError(422, "filter: this index has no metadata", "invalid_value", "filter")
-        (matches,) = await self._batcher.submit([(query, top_k)])
+        self._check_target(target)
+        parsed = read_filter(filter, self._index.filter_schema)
+        (matches,) = await self._batcher.submit([_Call(query, top_k, target, parsed, exact)])
         return matches
 
     async def vector(self, id: str, target: Target) -> np.ndarray | None:
         """The unit vector `[E]` of an item; None where the index has no such id."""
-        return self._index.vector(id)
+        self._check_target(target)
+        return self._index.vector(id, target)
 
     async def thumbnail(self, id: str) -> bytes | None:
         """The JPEG of an item; None where the index has no such id."""
@@ -88,10 +80,59 @@ class LocalSearcher:
     async def check(self) -> None:
         """An index in memory answers."""
 
-    def _run(self, calls: list[tuple[np.ndarray, int]]) -> list[list[Match]]:
-        queries = np.stack([query for query, _ in calls])
-        found = self._index.search(queries, max(top_k for _, top_k in calls))
-        return [
-            [Match(match.id, match.score, match.caption) for match in matches[:top_k]]
-            for matches, (_, top_k) in zip(found, calls, strict=True)
-        ]
+    def _check_target(self, target: Target) -> None:
+        if target not in self._index.targets:
+            raise ApiError(422, f"target: this index has no vectors of '{target}'", "invalid_value", "target")
+
+    def _run(self, calls: list["_Call"]) -> list[list[Match]]:
+        alike: dict[tuple[Target, bool], list[int]] = {}
+        answers: list[list[Match]] = [[] for _ in calls]
+        for place, call in enumerate(calls):
+            if call.filter is None:
+                alike.setdefault((call.target, call.exact), []).append(place)
+            else:
+                (answers[place],) = self._index.search(
+                    call.query[None], call.top_k, call.target, call.filter, call.exact
+                )
+        for (target, exact), places in alike.items():
+            queries = np.stack([calls[place].query for place in places])
+            most = max(calls[place].top_k for place in places)
+            found = self._index.search(queries, most, target, exact=exact)
+            for place, matches in zip(places, found, strict=True):
+                answers[place] = matches[: calls[place].top_k]
+        return answers
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A search that waits for its turn."""
+
+    query: np.ndarray
+    top_k: int
+    target: Target
+    filter: Filter | None
+    exact: bool
+
+
+def read_filter(filter: dict[str, Any] | None, schema: Mapping[str, pa.DataType]) -> Filter | None:
+    """The filter of a request, checked against the columns of the index; raises `ApiError`."""
+    if filter is None:
+        return None
+    try:
+        return parse_filter(filter, schema)
+    except DataError as error:
+        raise ApiError(422, f"filter: {error}", "invalid_filter", "filter") from None
+
+
+def index_info(manifest: Manifest) -> schemas.IndexInfo:
+    """What the API says of an index."""
+    return schemas.IndexInfo(
+        version=manifest.version,
+        checkpoint_id=manifest.checkpoint_id,
+        count=manifest.count,
+        embedding_dim=manifest.embedding_dim,
+        engine=manifest.engine["name"],
+        metadata=manifest.metadata,
+        source=manifest.source,
+        created=manifest.created,
+    )

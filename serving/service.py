@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from longclip.checkpoint import Checkpoint
+from longclip.index import Match
 from longclip.tokenizer import TokenBatch
 from longclip.zero_shot import class_means, class_prompts
 from serving import inputs, schemas
@@ -19,7 +20,7 @@ from serving.artifacts import Model
 from serving.embedder import Embedder
 from serving.errors import ApiError
 from serving.fetching import ImageFetcher, NotFetchedError
-from serving.searching import Match, Searcher
+from serving.searching import Searcher
 from serving.telemetry import stage
 
 Read = TypeVar("Read")

@@ -1,6 +1,5 @@
 """Entries as users meet them: mistakes are one line and an exit code, broken rows are counted and kept apart."""
 
-import json
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -15,6 +14,7 @@ from mlflow.tracking import MlflowClient
 
 from longclip.checkpoint import load_checkpoint, new_model, save_checkpoint
 from longclip.errors import ConfigError, DataError, TrainingError
+from longclip.index import PublishedIndex, version_directory, version_manifests
 from pipelines import benchmark, embed, finetune, register, sample_data, summarize
 from pipelines.entry import run_entry, user_error
 from tests.conftest import ROOT, picture, tiny_config
@@ -136,25 +136,21 @@ def test_unreadable_images_are_quarantined_and_counted(
     run: Callable[..., tuple[int, str, str]], ray_cluster: None, tmp_path: Path, tiny_checkpoint_dir: Path
 ) -> None:
     rows = write_rows(tmp_path / "rows.parquet", rows=30, broken=(4, 17))
-    settings = [f"data={rows}", f"model={tiny_checkpoint_dir}", f"output={tmp_path}/index"]
+    settings = [f"data={rows}", f"model={tiny_checkpoint_dir}", f"output={tmp_path}/index", f"cache={tmp_path}/cache"]
     code, _, err = run("embed", *settings)
     assert code == DataError.exit_code
     assert "more than max_rejected_fraction=0.01 allows" in err
-    assert not (tmp_path / "index").exists()
+    assert version_manifests(tmp_path / "index") == []
 
     code, out, _ = run("embed", *settings, "max_rejected_fraction=0.1")
     assert code == 0
     assert "embed: 30 rows in, 28 out, 2 rejected" in out
-    kept = pq.read_table(tmp_path / "index" / "items.parquet")["id"].to_pylist()
+    index = PublishedIndex.open(version_directory(tmp_path / "index", 1))
+    kept = index.shards[0].items["id"].to_pylist()
     assert kept == [f"row-{number:03d}" for number in range(30) if number not in (4, 17)]
-    quarantine = pq.read_table(tmp_path / "index.quarantine.parquet").to_pylist()
+    quarantine = pq.read_table(tmp_path / "index" / "quarantine.parquet").to_pylist()
     assert [row["id"] for row in sorted(quarantine, key=lambda row: row["id"])] == ["row-004", "row-017"]
     assert all("cannot be decoded" in row["reason"] and row["stage"] == "embed" for row in quarantine)
-
-    manifest = json.loads((tmp_path / "index" / "manifest.json").read_text())
-    embeddings = np.load(tmp_path / "index" / "embeddings.npy", allow_pickle=False)
-    assert manifest["count"] == len(embeddings) == 28
-    assert np.allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-5)
 
 
 def test_double_ids_never_become_an_index(
@@ -164,7 +160,7 @@ def test_double_ids_never_become_an_index(
     code, _, err = run("embed", f"data={rows}", f"model={tiny_checkpoint_dir}", f"output={tmp_path}/index")
     assert code == DataError.exit_code
     assert "id 'a' occurs more than once" in err
-    assert not (tmp_path / "index").exists()
+    assert version_manifests(tmp_path / "index") == []
 
 
 def test_summarize_keeps_columns_and_counts_rows_without_caption(

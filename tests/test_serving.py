@@ -28,7 +28,7 @@ from longclip.zero_shot import class_embeddings
 from serving import inputs
 from serving.app import AppArgs, build
 from tests.conftest import ROOT, picture
-from tests.test_serving_index import COUNT, library_image_embedding, library_text_embedding, scene, write_index
+from tests.scenes_index import COUNT, library_image_embedding, library_text_embedding, scene, write_index
 
 LONG_TEXT = "A long walk along the river, past boats, barges and bridges. " * 30
 
@@ -279,6 +279,29 @@ def test_an_item_finds_its_neighbours_without_itself(client: httpx.Client) -> No
     assert len(by_id) == 5
 
 
+def test_captions_can_be_searched(client: httpx.Client, tiny_checkpoint: Checkpoint) -> None:
+    request = {"query": {"text": scene(9)[1]}, "target": "caption", "top_k": 3}
+    hits = client.post("/v1/search", json=request).json()["hits"]
+    assert hits[0]["id"] == "scene/9"
+    assert hits[0]["score"] == pytest.approx(1, abs=1e-5)
+    like = client.post("/v1/search", json=request | {"query": {"id": "scene/9"}}).json()["hits"]
+    assert [hit["id"] for hit in like[:2]] == [hit["id"] for hit in hits[1:]]
+
+
+def test_filters_and_scores_bound_the_hits(client: httpx.Client) -> None:
+    request = {"query": {"text": "a boat"}, "top_k": 100}
+    hits = client.post("/v1/search", json=request).json()["hits"]
+    even = client.post("/v1/search", json=request | {"filter": {"parity": {"eq": "even"}}}).json()["hits"]
+    assert even == [hit for hit in hits if hit["metadata"]["parity"] == "even"]
+    assert [hit["metadata"]["number"] % 2 for hit in even] == [0] * (COUNT // 2 - 1)
+    exact = client.post("/v1/search", json=request | {"exact": True, "min_score": hits[4]["score"]}).json()["hits"]
+    assert exact == hits[: len(exact)]
+    assert len(exact) >= 5
+    assert all(hit["score"] >= hits[4]["score"] for hit in exact)
+    nothing = client.post("/v1/search", json=request | {"filter": {"number": {"gt": 1000}}}).json()["hits"]
+    assert nothing == []
+
+
 def test_search_says_what_it_searched(client: httpx.Client, tiny_checkpoint_dir: Path) -> None:
     answer = search(client, text="a boat")
     identity = checkpoint_id(tiny_checkpoint_dir)
@@ -308,6 +331,10 @@ def test_search_cuts_only_on_request(client: httpx.Client) -> None:
         ({"query": {"text": "a"}, "top_k": 0}, 422, "invalid_value", "top_k"),
         ({"query": {"text": "a"}, "top_k": 101}, 422, "invalid_value", "top_k"),
         ({"query": {"id": "scene/99"}}, 404, "id_not_found", "query.id"),
+        ({"query": {"text": "a"}, "target": "sound"}, 422, "invalid_value", "target"),
+        ({"query": {"text": "a"}, "filter": {"colour": {"eq": 1}}}, 422, "invalid_filter", "filter"),
+        ({"query": {"text": "a"}, "filter": {"number": {"eq": "1; DROP TABLE"}}}, 422, "invalid_filter", "filter"),
+        ({"query": {"text": "a"}, "filter": "number = 1"}, 422, "invalid_value", "filter"),
     ],
 )
 def test_bad_searches(client: httpx.Client, request_body: dict, status: int, code: str, param: str) -> None:

@@ -7,10 +7,10 @@ import pytest
 
 from longclip.checkpoint import Checkpoint, checkpoint_id
 from longclip.errors import CheckpointError, LongClipError
+from longclip.index import SearchIndexError
 from serving.app import AppArgs, build
 from serving.artifacts import fetch, open_model
-from serving.index import SearchIndexError
-from tests.test_serving_index import write_index, write_manifest
+from tests.scenes_index import change_manifest, write_index
 
 PYFUNC = """
 import mlflow
@@ -95,7 +95,7 @@ def test_the_application_is_built_from_the_registry(  # type: ignore[no-untyped-
 ) -> None:
     index = write_index(tmp_path / "index", tiny_checkpoint, tiny_checkpoint_dir, count=2)
     build(AppArgs(model="models:/longclip@champion", index=str(index), cache=str(tmp_path / "cache")))
-    write_manifest(index, checkpoint_id="0" * 16)
+    change_manifest(index / "published" / "000001", checkpoint_id="0" * 16)
     with pytest.raises(SearchIndexError, match="was made with checkpoint 0000"):
         build(AppArgs(model="models:/longclip@champion", index=str(index), cache=str(tmp_path / "cache")))
 
@@ -131,8 +131,8 @@ def test_a_damaged_index_is_refused_by_the_builder(
     tiny_checkpoint: Checkpoint, tiny_checkpoint_dir: Path, tmp_path: Path
 ) -> None:
     index = write_index(tmp_path / "index", tiny_checkpoint, tiny_checkpoint_dir, count=2)
-    (index / "items.parquet").write_bytes(b"")
-    with pytest.raises(SearchIndexError, match=r"sha256 of items\.parquet"):
+    (index / "published" / "000001" / "0000" / "items.arrow").write_bytes(b"")
+    with pytest.raises(SearchIndexError, match=r"sha256 of items\.arrow"):
         build(AppArgs(model=str(tiny_checkpoint_dir), index=str(index)))
 
 

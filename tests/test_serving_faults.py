@@ -21,13 +21,13 @@ import yaml
 from ray import serve
 
 from longclip.checkpoint import Checkpoint, checkpoint_id, load_checkpoint, new_model, save_checkpoint
+from longclip.index import SearchIndexError
 from serving import inputs
 from serving.app import AppArgs, build
-from serving.index import SearchIndexError
 from tests.conftest import ROOT, tiny_config
 from tests.processes import is_running, processes_below
+from tests.scenes_index import library_image_embedding, library_text_embedding, scene, write_index
 from tests.test_serving import local_serve
-from tests.test_serving_index import library_image_embedding, library_text_embedding, scene, write_index
 
 pytestmark = pytest.mark.slow
 

@@ -15,8 +15,8 @@ from longclip.checkpoint import Checkpoint
 from serving.app import AppArgs, build
 from tests.browser import open_browser
 from tests.conftest import needs_programs
+from tests.scenes_index import COUNT, scene, write_index
 from tests.test_serving import LONG_TEXT, local_serve
-from tests.test_serving_index import COUNT, scene, write_index
 
 pytestmark = needs_programs("chromium", "chromedriver")
 PAGE_SIZE = 12
