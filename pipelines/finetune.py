@@ -15,11 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import ray
-import yaml
 from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
-from longclip.errors import ConfigError
 from longclip.files import whole_directory
 from pipelines import tracking
 from pipelines.entry import Progress, connect, run_entry
@@ -28,7 +26,7 @@ from pipelines.initial_model import initial_checkpoint
 from pipelines.model_inputs import ModelInputs
 from pipelines.parquet_files import is_list
 from pipelines.records import start_quarantine, write_quarantine
-from pipelines.settings import dump, load_settings, storage_path
+from pipelines.settings import claim_directory, dump, load_settings, storage_path
 from pipelines.train_loop import train_loop
 from pipelines.training_feed import PLACE
 from pipelines.training_source import Source, training_rows, validation_rows
@@ -38,7 +36,7 @@ DATA_CPUS = 3
 """Logical CPUs of the data pipeline on a local Ray: one more than the two cores that such a machine has at least, for
 the moments in which a task only hands over its rows (measured: 15 % more rows per second)."""
 
-SETTINGS_FILE, RUN_DIR = "settings.yaml", ".run"
+RUN_DIR = ".run"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -48,7 +46,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     output = Path(storage_path("output", settings.output))
     checkpoint = initial_checkpoint(settings)
     train, validation = training_rows(settings), validation_rows(settings)
-    _claim_output(output, settings)  # only now: a run that was refused must not claim the directory for its mistake
+    claim_directory(
+        "output", output, settings, FinetuneSettings.identity
+    )  # only now: a run that was refused must not claim the directory for its mistake
 
     connect(settings.workers.count * settings.workers.cpus + DATA_CPUS)
     rows = train.data.rows + (validation.data.rows if validation else 0)
@@ -118,23 +118,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"{a_pass * settings.optim.epochs} pairs seen, {a_pass} of {train.data.rows} rows a pass;"
         f" checkpoint {output / MODEL_DIR}; MLflow run {run_id} at {uri}",
     )
-
-
-def _claim_output(output: Path, settings: FinetuneSettings) -> None:
-    """A run is resumed by the same settings only, as far as its result depends on them: others in the same directory
-    would mix two experiments."""
-    path = output / SETTINGS_FILE
-    if path.is_file():
-        theirs = FinetuneSettings.model_validate(yaml.safe_load(path.read_text())).identity()
-        ours = settings.identity()
-        if theirs != ours:
-            different = sorted(key for key in ours if theirs[key] != ours[key])
-            raise ConfigError(
-                f"output='{output}' holds a run with other settings ({', '.join(different)}); choose another output,"
-                " or remove that directory to start again"
-            )
-    output.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(dump(settings), sort_keys=False))
 
 
 if __name__ == "__main__":

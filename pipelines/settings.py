@@ -9,7 +9,7 @@ import difflib
 import os
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from longclip.errors import ConfigError
 
+SETTINGS_FILE = "settings.yaml"
 JOB_PACKAGE = "working_dir_files"
 """Part of the path in which Ray unpacks the working directory of a submitted job."""
 
@@ -64,6 +65,34 @@ def dump(settings: Settings) -> dict[str, Any]:
 def describe(kind: type[Settings]) -> str:
     """One line per setting: key, default, meaning."""
     return "\n".join(f"  {key} = {default}\n      {text}" for key, default, text in _describe_fields(kind))
+
+
+def claim_directory(
+    field: str, directory: Path, settings: SettingsT, identity: Callable[[SettingsT], dict[str, Any]]
+) -> None:
+    """Write the settings of a run into its directory, where the same ones go on: others would mix two runs.
+
+    Args:
+        field: setting that names the directory.
+        directory: made where it does not exist.
+        settings: of this run.
+        identity: what the result depends on, of settings.
+
+    Raises:
+        ConfigError: it holds a run whose result would be another one.
+    """
+    path = directory / SETTINGS_FILE
+    if path.is_file():
+        theirs = identity(type(settings).model_validate(yaml.safe_load(path.read_text())))
+        ours = identity(settings)
+        if theirs != ours:
+            different = sorted(key for key in ours if theirs[key] != ours[key])
+            raise ConfigError(
+                f"{field}='{directory}' holds a run with other settings ({', '.join(different)}); choose another"
+                f" {field}, or remove that directory to start again"
+            )
+    directory.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(dump(settings), sort_keys=False))
 
 
 def storage_path(field: str, value: str) -> str:

@@ -1,0 +1,132 @@
+"""The study: which models it trains, with which settings, and what it concludes from their ranks."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from longclip.errors import ConfigError
+from pipelines.benchmark import BenchmarkSettings
+from pipelines.finetune_settings import FinetuneSettings
+from pipelines.sample_data import SampleDataSettings
+from pipelines.settings import claim_directory, load_settings
+from pipelines.study import StudySettings, StudySteps
+from pipelines.study_cells import ARMS, PAIRS, Cell, Stage, stages
+from pipelines.study_report import StudyReport, draw_plot, stage_result
+from pipelines.summarize import SummarizeSettings
+
+SETTINGS: dict[str, type[Any]] = {
+    "sample_data": SampleDataSettings,
+    "finetune": FinetuneSettings,
+    "summarize": SummarizeSettings,
+    "benchmark": BenchmarkSettings,
+}
+WEIGHTS, STRATEGIES, DIMS = [0.0, 0.1, 0.3], ["extractive", "drop_first"], [8, 32]
+
+
+def plan(combine: bool = False) -> list[Stage]:
+    return stages([0, 1, 2], [0], (0.3, "extractive", 32), WEIGHTS, STRATEGIES, DIMS, combine)
+
+
+def test_every_arm_has_every_seed_and_what_is_varied_differs_in_one_thing_from_the_last_arm() -> None:
+    arms, *varied = plan()
+    assert [[cell.seed for cell in row] for row in arms.rows.values()] == [[0, 1, 2]] * len(ARMS)
+    assert [cell.seed for cell in arms.cells] == sorted([0, 1, 2] * len(ARMS))  # a seed is complete before the next one
+    usual = Cell("both", 0, 0.3, "extractive", 32)
+    assert [list(stage.rows) for stage in varied] == [["0", "0.1", "0.3"], STRATEGIES, ["8", "32"]]
+    for stage in varied:
+        for cell in stage.cells:
+            changed = [getattr(cell, name) != getattr(usual, name) for name in ("weight", "strategy", "pca_dim")]
+            assert cell == Cell("kps", 0) or (cell.arm == "both" and sum(changed) <= 1)
+        assert usual in stage.cells
+
+
+def test_cells_that_are_trained_alike_are_one() -> None:
+    cells = {cell for stage in plan(combine=True) for cell in stage.cells}
+    assert len(cells) == len({cell.name for cell in cells})
+    # 5 arms x 3 seeds; all combinations of 2 weights, 2 strategies and 2 dimensions, one of which is an arm
+    assert len(cells) == 15 + 8 - 1
+
+
+def test_every_step_is_one_that_its_entry_accepts(tmp_path: Path) -> None:
+    settings = StudySettings(directory=str(tmp_path))
+    steps = StudySteps(settings, tmp_path)
+    found: dict[str, list] = {}
+    for step in steps.of_stage(plan()[0]):
+        entry = step.entry.__name__.rpartition(".")[2]
+        found.setdefault(entry, []).append(load_settings(SETTINGS[entry], "", step.argv))
+    trained = {Path(run.output).name: run for run in found["finetune"]}
+    assert trained["base-1"].model.architecture
+    assert (trained["base-1"].seed, trained["base-1"].columns.caption) == (1, "short_caption")
+    direct, both = trained["direct-1"], trained["both-1-w0.3-extractive-d32"]
+    assert (direct.model.positions, direct.uses_summaries) == ("interpolate", False)
+    assert (both.model.positions, both.loss.summary_loss_weight, both.loss.pca_dim) == ("stretch", 0.3, 32)
+    assert both.model.base == trained["kps-1"].model.base == str(Path(trained["base-1"].output) / "checkpoint")
+    assert both.data.train == found["summarize"][0].output
+    measured = {name: model for run in found["benchmark"] for name, model in run.models.items()}
+    assert measured["none-1"] == both.model.base
+    assert measured["both-1-w0.3-extractive-d32"] == str(Path(both.output) / "checkpoint")
+    assert {task.data for run in found["benchmark"] for task in run.tasks.values()} == {found["sample_data"][1].output}
+
+
+def test_a_directory_goes_on_with_more_cells_but_not_with_other_data(tmp_path: Path) -> None:
+    def claim(**settings: object) -> None:
+        claim_directory("directory", tmp_path, StudySettings.model_validate(settings), StudySettings.identity)
+
+    claim(seeds=[0])
+    claim(seeds=[0, 1], weights=[0.2])
+    with pytest.raises(ConfigError, match=r"directory='.*' holds a run with other settings \(train_rows\)"):
+        claim(train_rows=7)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [("data=/x", "data, base_data and tests belong together"), ("varied_seeds=[4]", "varied_seeds has 4")],
+)
+def test_settings_that_do_not_go_together_are_refused(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_settings(StudySettings, "", ["--set", override])
+
+
+def write_ranks(cells: Path, name: str, hit: np.ndarray) -> None:
+    queries = [f"scene-{number:03d}" for number in range(len(hit))]
+    order = np.random.default_rng(len(name)).permutation(len(hit))  # rows need not be in the same order
+    table = pa.table(
+        {
+            "direction": ["text_to_image"] * len(hit),
+            "query": queries,
+            "group": np.arange(len(hit)) // 2,
+            "rank": np.where(hit, 1, 5),
+        }
+    )
+    (cells / name / "ranks").mkdir(parents=True)
+    pq.write_table(table.take(order), cells / name / "ranks" / f"long.{name}.parquet")
+
+
+def test_seeds_are_averaged_and_arms_compared_query_by_query(tmp_path: Path) -> None:
+    queries = 200
+    first = {"none": 20, "direct": 80, "kps": 80, "pcm": 120, "both": 160}  # the hits are the first queries
+    stage = stages([0, 1], [0], (0.3, "extractive", 32), WEIGHTS, STRATEGIES, DIMS, False)[0]
+    for cell in stage.cells:
+        write_ranks(tmp_path, cell.name, np.arange(queries) < first[cell.arm] + 10 * cell.seed)
+    result = stage_result(stage, tmp_path)
+    (line,) = result.lines[ARMS["both"].title]
+    assert line.by_seed == [0.8, 0.85]
+    low, high = line.interval
+    assert 0.7 < low < 0.825 < high < 0.9
+    found = dict(zip(PAIRS, [change for (change,) in result.changes().values()], strict=True))
+    assert found["direct", "kps"].difference == 0
+    assert found["direct", "kps"].p_value == 1
+    better = found["pcm", "both"]
+    assert (better.difference, better.better, better.worse) == (pytest.approx(0.2), 50, 0)
+    assert better.low > 0
+    assert better.p_value < 0.01
+
+    markdown = StudyReport([result]).markdown()
+    assert f"| {ARMS['both'].title} | 82.5 [" in markdown
+    assert "(80.0, 85.0)" in markdown
+    draw_plot(result, tmp_path / "plot.svg")
+    assert (tmp_path / "plot.svg").read_text().startswith("<?xml")
