@@ -105,14 +105,14 @@ def random_sentences(caption: str, key: str, count: int = 2) -> str:
     sentences = split_sentences(caption)
     if len(sentences) <= count:
         return caption.strip()
-    chosen = sorted(_drawn_by(caption, key).sample(range(len(sentences)), count))
+    chosen = sorted(drawn_by(caption, key).sample(range(len(sentences)), count))
     return " ".join(sentences[index] for index in chosen)
 
 
 def shuffle_sentences(caption: str, key: str) -> str:
     """All sentences in an order drawn by the key."""
     sentences = split_sentences(caption)
-    _drawn_by(caption, key).shuffle(sentences)
+    drawn_by(caption, key).shuffle(sentences)
     return " ".join(sentences)
 
 
@@ -120,10 +120,11 @@ def drop_words(caption: str, key: str, share: float = 0.5) -> str:
     """The caption without a share of its words, drawn by the key; one is kept at least."""
     kept = caption.split()
     count = max(1, round(len(kept) * (1 - share)))
-    return " ".join(kept[place] for place in sorted(_drawn_by(caption, key).sample(range(len(kept)), count)))
+    return " ".join(kept[place] for place in sorted(drawn_by(caption, key).sample(range(len(kept)), count)))
 
 
-def _drawn_by(caption: str, key: str) -> random.Random:
+def drawn_by(caption: str, key: str) -> random.Random:
+    """A source of chance that depends on a caption and a key alone."""
     return random.Random(hashlib.sha256(f"{key}\0{caption}".encode()).digest())
 
 

@@ -12,6 +12,7 @@ CHANGE_TITLES = {
     "first_sentence_dropped": "first sentence dropped",
     "half_of_words_dropped": "half of the words dropped",
 }
+NEGATIVE_TITLES = {"replaced": "another one in its place", "exchanged": "two exchanged"}
 WIDTH, HEIGHT = 640, 240
 """Size of the plot, in units of its view box."""
 
@@ -121,6 +122,7 @@ def tables(result: dict[str, Any]) -> Iterator[Table]:
             words=4,
         )
     yield from _long_text_tables(result)
+    yield from _hard_negative_tables(result)
 
 
 def _long_text_tables(result: dict[str, Any]) -> Iterator[Table]:
@@ -159,6 +161,25 @@ def _long_text_tables(result: dict[str, Any]) -> Iterator[Table]:
         ],
         words=3,
     )
+
+
+def _hard_negative_tables(result: dict[str, Any]) -> Iterator[Table]:
+    rows = [
+        [
+            *(model, NEGATIVE_TITLES[kind], _percent(line)),
+            *(str(line[name]) for name in ("right", "equal", "pairs", "texts")),
+        ]
+        for model, found in result["models"].items()
+        for kind, line in found.get("hard_negatives", {}).items()
+    ]
+    if rows:
+        yield Table(
+            "Images that lie nearer to their caption than to one with an attribute changed behind token 77, in percent"
+            " (chance: 50; equal scores are not right)",
+            ["model", "attribute", "right, percent", "right", "equal", "pairs", "texts"],
+            rows,
+            words=2,
+        )
 
 
 def curves(result: dict[str, Any]) -> list[Curve]:

@@ -1,7 +1,7 @@
 """Measuring a model on a task: embed over Ray Data, rank every query, and keep each rank by the query's id."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,13 @@ from upath import UPath
 from longclip.captions import CHANGES
 from longclip.checkpoint import load_checkpoint
 from longclip.errors import DataError
+from longclip.hard_negatives import KINDS, TO_TOKEN, hard_negative
 from longclip.metrics import RECALL_AT, Ranks, classification_ranks, retrieval_ranks
 from longclip.significance import Comparison, compare_paired, mean_interval
+from longclip.tokenizer import load_tokenizer
 from longclip.zero_shot import class_embeddings
 from pipelines.embedding import Reading, embed_dataset
+from pipelines.model_inputs import cell_texts
 from pipelines.protocols import Task, label_classes, templates_of
 from pipelines.records import Columns, start_quarantine
 from pipelines.sources.rows import Piece, Source
@@ -32,6 +35,9 @@ WHOLE = "whole"
 
 CUTS = (10, 20, 40, 77, 128, 248)
 """Tokens that are read of long texts, to see up to which length more text helps."""
+
+ROUNDING = 1e-6
+"""Scores that are nearer than this are equal: the same tokens in another batch differ by so much."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,32 @@ class Answers:
 
 
 @dataclass(frozen=True)
+class Choices:
+    """Whether images lie nearer to their captions than to hard negatives of these (see `longclip.hard_negatives`)."""
+
+    margins: np.ndarray
+    """`[P]` score of each caption less that of its negative."""
+    groups: np.ndarray
+    """`[P]` row of the image that each caption belongs to."""
+    texts: int
+    """Captions that were looked at, those included of which there is no negative."""
+
+    def figures(self) -> dict[str, float]:
+        """Share of right choices with its interval (chance is a half), and the counts; equal scores are not right."""
+        right = self.margins > ROUNDING
+        low, high = mean_interval(right.astype(np.float64), self.groups)
+        counts = {"right": int(right.sum()), "equal": int((np.abs(self.margins) <= ROUNDING).sum())}
+        return {
+            "value": float(right.mean()),
+            "low": low,
+            "high": high,
+            **counts,
+            "pairs": len(right),
+            "texts": self.texts,
+        }
+
+
+@dataclass(frozen=True)
 class Measured:
     """A model on a task."""
 
@@ -74,6 +106,8 @@ class Measured:
     """Reading -> direction -> answers; `WHOLE` is always there."""
     rejected: dict[str, str]
     """Rows that could not be used, with the reason."""
+    choices: dict[str, Choices] = field(default_factory=dict)
+    """By kind of hard negatives, for long texts that were studied; kinds of which there were none are left out."""
 
     @property
     def whole(self) -> dict[str, Answers]:
@@ -95,7 +129,8 @@ def readings(task: Task, context_length: int, long_text: bool) -> dict[str, Read
     if not long_text or task.protocol.text != "long":
         return plain
     cuts = {f"cut_{cut}": Reading("captions", context_length=cut) for cut in CUTS if cut < context_length}
-    return plain | cuts | {change: Reading("captions", change=change) for change in CHANGES}
+    changes = {change: Reading("captions", change=change) for change in CHANGES}
+    return plain | cuts | changes | {kind: Reading(kind) for kind in KINDS}
 
 
 def measure(
@@ -119,14 +154,15 @@ def measure(
     pieces = task.source.pieces(scratch)
     quarantine = start_quarantine(sum(piece.rows or 0 for piece in pieces), max_rejected_fraction)
     read = readings(task, checkpoint.context_length, long_text)
+    kinds = [kind for kind in KINDS if kind in read]
     rows = embed_dataset(
-        source_dataset(task.source, pieces, quarantine, task.protocol.captions_per_image),
+        source_dataset(task.source, pieces, quarantine, task.protocol.captions_per_image, kinds),
         checkpoint,
         model,
         Columns(),
         quarantine,
         texts=read,
-        keep=["captions"] if task.is_zero_shot else [],
+        keep=["captions", *kinds] if task.is_zero_shot or kinds else [],
         workers=workers,
         use_gpu=use_gpu,
     ).take_all()
@@ -146,10 +182,15 @@ def measure(
         found = classification_ranks(images, classes, torch.tensor(labels))
         answers = {WHOLE: {"image_to_class": Answers(found, tuple(ids), np.arange(len(ids)))}}
     else:
-        answers = {name: _retrieval(ids, images, [row[f"{name}_embedding"] for row in rows]) for name in read}
+        answers = {
+            name: _retrieval(ids, images, [row[f"{name}_embedding"] for row in rows])
+            for name in read
+            if name not in kinds
+        }
     cut = sum(int(row[f"{WHOLE}_cut"]) for row in rows) if texts else 0
     rejected = ray.get(quarantine.reasons.remote())
-    return Measured(protocol, checkpoint.context_length, len(ids), texts, cut, answers, rejected)
+    choices = {kind: pairs for kind in kinds if len((pairs := _choices(images, rows, kind)).margins)}
+    return Measured(protocol, checkpoint.context_length, len(ids), texts, cut, answers, rejected, choices)
 
 
 def compare(a: Measured, b: Measured, direction: str) -> Comparison:
@@ -184,8 +225,14 @@ def write_ranks(measured: Measured, path: Path) -> None:
     pq.write_table(pa.concat_tables(tables), path)
 
 
-def source_dataset(source: Source, pieces: list[Piece], quarantine: Any, captions_per_image: int | None) -> Dataset:
-    """The usable rows of a source as a Ray dataset: `id`, `image` bytes, and `captions`, at most so many a row."""
+def source_dataset(
+    source: Source, pieces: list[Piece], quarantine: Any, captions_per_image: int | None, kinds: Sequence[str] = ()
+) -> Dataset:
+    """The usable rows of a source as a Ray dataset: `id`, `image` bytes, `captions`, at most so many a row, and hard
+    negatives of these of some kinds, each in a column; where there is none, the caption stands there itself."""
+    schema = ROWS_SCHEMA
+    for kind in kinds:
+        schema = schema.append(pa.field(kind, pa.list_(pa.string())))
 
     def read(batch: dict[str, Any]) -> Iterator[pa.Table]:
         rows: list[dict[str, Any]] = []
@@ -194,15 +241,34 @@ def source_dataset(source: Source, pieces: list[Piece], quarantine: Any, caption
                 if row.problem:
                     ray.get(quarantine.add.remote({row.id: row.problem}))
                     continue
-                rows.append({"id": row.id, "image": row.image, "captions": row.captions[:captions_per_image]})
+                captions = row.captions[:captions_per_image]
+                negatives = {kind: [_negative(kind, row.id, *item) for item in enumerate(captions)] for kind in kinds}
+                rows.append({"id": row.id, "image": row.image, "captions": captions, **negatives})
                 if len(rows) == ROWS_AT_ONCE:
-                    yield pa.Table.from_pylist(rows, ROWS_SCHEMA)
+                    yield pa.Table.from_pylist(rows, schema)
                     rows = []
         if rows:
-            yield pa.Table.from_pylist(rows, ROWS_SCHEMA)
+            yield pa.Table.from_pylist(rows, schema)
 
     numbers = ray.data.from_items([{"piece": number} for number in range(len(pieces))], override_num_blocks=len(pieces))
     return numbers.map_batches(read, batch_size=1)
+
+
+def _negative(kind: str, row: str, number: int, caption: str) -> str:
+    return hard_negative(kind, caption, f"{row}#{number}", load_tokenizer(None, TO_TOKEN)) or caption
+
+
+def _choices(images: torch.Tensor, rows: list[dict[str, Any]], kind: str) -> Choices:
+    margins, groups, texts = [], [], 0
+    for number, (image, row) in enumerate(zip(images.numpy(), rows, strict=True)):
+        differ = np.array(
+            [one != other for one, other in zip(cell_texts(row["captions"]), cell_texts(row[kind]), strict=True)]
+        )
+        found = (row[f"{WHOLE}_embedding"] - row[f"{kind}_embedding"])[differ] @ image
+        margins.append(found)
+        groups += [number] * len(found)
+        texts += len(differ)
+    return Choices(np.concatenate(margins), np.array(groups, np.int64), texts)
 
 
 def _retrieval(ids: list[str], images: torch.Tensor, parts: list[np.ndarray]) -> dict[str, Answers]:

@@ -146,7 +146,7 @@ def _lines(row: Sequence[Cell], cells: Path) -> list[Line]:
         tables = [pq.read_table(file).to_pandas() for file in files]
         for direction in tables[0]["direction"].unique():
             parts = [table[table["direction"] == direction].sort_values("query") for table in tables]
-            hits = np.stack([(part["rank"] == 1).to_numpy(np.float64) for part in parts], 1)
+            hits = np.stack([(part["rank"] == 0).to_numpy(np.float64) for part in parts], 1)
             lines.append(Line(task, str(direction), hits, parts[0]["group"].to_numpy()))
     return lines
 

@@ -79,6 +79,7 @@ def _model_result(found: Measured, source: str) -> dict[str, Any]:
     }
     if len(found.answers) > 1:
         result["long_text"] = {direction: _long_text(found, direction) for direction in found.whole}
+        result["hard_negatives"] = {kind: choices.figures() for kind, choices in found.choices.items()}
     return result
 
 

@@ -17,6 +17,7 @@ from longclip.captions import drop_first, split_sentences
 from longclip.checkpoint import load_checkpoint
 from longclip.encode import encode_image, encode_text
 from longclip.errors import DataError
+from longclip.hard_negatives import KINDS, hard_negative
 from longclip.metrics import classification_ranks, retrieval_figures, retrieval_ranks
 from longclip.tokenizer import tokenize
 from longclip.zero_shot import class_embeddings
@@ -28,7 +29,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 
 ROWS = 12
 START, END = "A picture numbered {row} stands here. It holds colour {n} of many. ", "So it goes on. " * 20
-CAPTIONS = [[START.format(row=row, n=n) + END for n in range(1 + row % 3)] for row in range(ROWS)]
+TAIL = "A small red cup stands below the large blue door."
+CAPTIONS = [[START.format(row=row, n=n) + END + TAIL * (not n) for n in range(1 + row % 3)] for row in range(ROWS)]
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +125,33 @@ def test_what_long_text_does(results: Path, tiny_checkpoint_dir: Path) -> None:
     assert dropped["recall@1"] == pytest.approx(ranks["text_to_image"].recall(1))
     assert study["effective_length"] in (10, 20, 40, 77, 128, 248)
     assert len(split_sentences(CAPTIONS[0][0])) > 10
+
+
+def test_wrong_attributes_behind_token_77(results: Path, tiny_checkpoint_dir: Path) -> None:
+    found = json.loads((results / "captions.json").read_text())["models"]["first"]["hard_negatives"]
+    images, texts = embedded(tiny_checkpoint_dir, lambda text, _: text, 248)
+    tokenizer = load_checkpoint(tiny_checkpoint_dir).tokenizer
+    for kind in KINDS:
+
+        def negative(text: str, key: str, kind: str = kind) -> str:
+            return hard_negative(kind, text, key, tokenizer) or text
+
+        _, negatives = embedded(tiny_checkpoint_dir, negative, 248)
+        with_tail = torch.tensor([text.endswith(TAIL) for cell in CAPTIONS for text in cell])
+        margins = ((texts - negatives) * images[IMAGE_OF_TEXT]).sum(1)[with_tail]
+        figures = found[kind]
+        assert (figures["pairs"], figures["texts"], figures["equal"]) == (ROWS, len(IMAGE_OF_TEXT), 0)
+        assert figures["right"] == int((margins > 0).sum()) == round(figures["value"] * ROWS)
+        assert figures["low"] <= figures["value"] <= figures["high"]
+    assert "| first | two exchanged |" in (results / "report.md").read_text()
+
+
+def test_a_model_that_cannot_see_the_wrong_attribute_is_not_right_by_chance() -> None:
+    margins = np.array([0.3, 1e-9, -1e-9, 0.0, -0.2])  # the same tokens, in another batch
+    figures = measuring.Choices(margins, np.arange(5), 7).figures()
+    assert {name: figures[name] for name in ("value", "right", "equal", "pairs", "texts")} == {
+        "value": 0.2, "right": 1, "equal": 3, "pairs": 5, "texts": 7
+    }  # fmt: skip
 
 
 def test_reports_say_what_was_compared(results: Path) -> None:

@@ -4,13 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
+import torch
 
 from longclip.errors import ConfigError
+from longclip.metrics import Ranks
 from pipelines.benchmark import BenchmarkSettings
 from pipelines.finetune_settings import FinetuneSettings
+from pipelines.measuring import WHOLE, Answers, Measured, write_ranks
 from pipelines.sample_data import SampleDataSettings
 from pipelines.settings import claim_directory, load_settings
 from pipelines.study import StudySettings, StudySteps
@@ -91,19 +92,14 @@ def test_settings_that_do_not_go_together_are_refused(override: str, message: st
         load_settings(StudySettings, "", ["--set", override])
 
 
-def write_ranks(cells: Path, name: str, hit: np.ndarray) -> None:
-    queries = [f"scene-{number:03d}" for number in range(len(hit))]
+def write_hits(cells: Path, name: str, hit: np.ndarray) -> None:
+    """What a benchmark leaves of a cell."""
     order = np.random.default_rng(len(name)).permutation(len(hit))  # rows need not be in the same order
-    table = pa.table(
-        {
-            "direction": ["text_to_image"] * len(hit),
-            "query": queries,
-            "group": np.arange(len(hit)) // 2,
-            "rank": np.where(hit, 1, 5),
-        }
-    )
-    (cells / name / "ranks").mkdir(parents=True)
-    pq.write_table(table.take(order), cells / name / "ranks" / f"long.{name}.parquet")
+    rank = torch.where(torch.tensor(hit[order]), 0, 4)
+    ranks = Ranks(rank, torch.zeros_like(rank), 1 / (rank + 1.0).double(), len(hit))
+    answers = {"text_to_image": Answers(ranks, tuple(f"scene-{number:03d}" for number in order), order // 2)}
+    measured = Measured("own data", 248, len(hit), len(hit), 0, {WHOLE: answers}, {})
+    write_ranks(measured, cells / name / "ranks" / f"long.{name}.parquet")
 
 
 def test_seeds_are_averaged_and_arms_compared_query_by_query(tmp_path: Path) -> None:
@@ -111,7 +107,7 @@ def test_seeds_are_averaged_and_arms_compared_query_by_query(tmp_path: Path) -> 
     first = {"none": 20, "direct": 80, "kps": 80, "pcm": 120, "both": 160}  # the hits are the first queries
     stage = stages([0, 1], [0], (0.3, "extractive", 32), WEIGHTS, STRATEGIES, DIMS, False)[0]
     for cell in stage.cells:
-        write_ranks(tmp_path, cell.name, np.arange(queries) < first[cell.arm] + 10 * cell.seed)
+        write_hits(tmp_path, cell.name, np.arange(queries) < first[cell.arm] + 10 * cell.seed)
     result = stage_result(stage, tmp_path)
     (line,) = result.lines[ARMS["both"].title]
     assert line.by_seed == [0.8, 0.85]
