@@ -16,10 +16,10 @@ class Arm:
 
 
 ARMS = {
-    "none": Arm("no fine-tuning, 77 tokens", "", False),
-    "direct": Arm("direct: interpolated positions", "interpolate", False),
+    "none": Arm("none: no fine-tuning, 77 tokens", "", False),
+    "direct": Arm("direct: plainly interpolated", "interpolate", False),
     "kps": Arm("KPS: knowledge-preserving stretch", "stretch", False),
-    "pcm": Arm("PCM: component matching, interpolated positions", "interpolate", True),
+    "pcm": Arm("PCM: component matching, interpolated", "interpolate", True),
     "both": Arm("both: Long-CLIP", "stretch", True),
 }
 PAIRS = [("none", "direct"), ("direct", "kps"), ("direct", "pcm"), ("direct", "both"), ("kps", "both"), ("pcm", "both")]

@@ -1,7 +1,7 @@
 """Results of a study: means over seeds, intervals over queries, paired comparisons, and a plot of every stage."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +39,10 @@ class Line:
         """95 % interval of the mean over queries; groups of them are drawn whole, with the answers of all seeds."""
         return mean_interval(self.hits.mean(1), self.groups)
 
-    def better_than(self, other: "Line") -> Comparison:
+    def better_than(self, other: "Line") -> "Change":
         """Paired comparison on the same queries, each with the mean of its seeds."""
-        return compare_paired(other.hits.mean(1), self.hits.mean(1), self.groups)
+        comparison = compare_paired(other.hits.mean(1), self.hits.mean(1), self.groups)
+        return Change(comparison, (self.hits.mean(0) - other.hits.mean(0)).tolist())
 
     def asdict(self) -> dict[str, Any]:
         """As JSON."""
@@ -52,8 +53,26 @@ class Line:
     def cell(self) -> str:
         """Mean and interval, and each seed where there are several."""
         low, high = self.interval
-        seeds = f" ({', '.join(f'{100 * seed:.1f}' for seed in self.by_seed)})" if len(self.by_seed) > 1 else ""
-        return f"{100 * np.mean(self.by_seed):.1f} [{100 * low:.1f}, {100 * high:.1f}]{seeds}"
+        return f"{100 * np.mean(self.by_seed):.1f} [{100 * low:.1f}, {100 * high:.1f}]{_each(self.by_seed, '.1f')}"
+
+
+@dataclass(frozen=True)
+class Change:
+    """How much better a line is than another one."""
+
+    comparison: Comparison
+    by_seed: list[float]
+    """Difference of each seed."""
+
+    def asdict(self) -> dict[str, Any]:
+        """As JSON."""
+        return self.comparison.asdict() | {"by_seed": self.by_seed}
+
+    def cell(self) -> str:
+        """Difference with its interval, each seed's where there are several, and the test's p."""
+        p_value = self.comparison.p_value
+        p_text = f"p {p_value:.3f}" if p_value >= 0.001 else "p < 0.001"
+        return f"{change_text(self.comparison.asdict())}{_each(self.by_seed, '+.1f')}, {p_text}"
 
 
 @dataclass(frozen=True)
@@ -75,7 +94,7 @@ class StageResult:
         """Tasks with their directions."""
         return [line.title for line in next(iter(self.lines.values()))]
 
-    def changes(self) -> dict[tuple[str, str], list[Comparison]]:
+    def changes(self) -> dict[tuple[str, str], list[Change]]:
         """Of each pair, how much better the second is, on every task and direction."""
         return {
             (one, other): [
@@ -90,7 +109,7 @@ class StageResult:
             "stage": self.title,
             "models": {label: [line.asdict() for line in lines] for label, lines in self.lines.items()},
             "comparisons": [
-                {"of": other, "against": one, "column": column} | asdict(change)
+                {"of": other, "against": one, "column": column} | change.asdict()
                 for (one, other), found in self.changes().items()
                 for column, change in zip(self.columns, found, strict=True)
             ],
@@ -99,7 +118,7 @@ class StageResult:
     def tables(self) -> list[Table]:
         """Recall, and the paired comparisons."""
         changes = [
-            [other, one, *(f"{change_text(change.asdict())}, p {change.p_value:.3f}" for change in found)]
+            [_short(other), _short(one), *(change.cell() for change in found)]
             for (one, other), found in self.changes().items()
         ]
         return [
@@ -109,7 +128,7 @@ class StageResult:
                 [[label, *(line.cell() for line in lines)] for label, lines in self.lines.items()],
             ),
             Table(
-                f"{self.title}: change in points on the same queries, 95 % interval, p of a paired test",
+                f"{self.title}: change in points on the same queries, 95 % interval (each seed), p of a paired test",
                 ["of", "against", *self.columns],
                 changes,
                 words=2,
@@ -131,6 +150,14 @@ class StudyReport:
         """As Markdown."""
         tables = [table.markdown() for result in self.stages for table in result.tables()]
         return "\n\n".join(["# Study", *tables]) + "\n"
+
+
+def _each(seeds: Sequence[float], form: str) -> str:
+    return f" ({', '.join(format(100 * seed, form) for seed in seeds)})" if len(seeds) > 1 else ""
+
+
+def _short(label: str) -> str:
+    return label.partition(":")[0]
 
 
 def stage_result(stage: Stage, cells: Path) -> StageResult:

@@ -114,9 +114,10 @@ def test_seeds_are_averaged_and_arms_compared_query_by_query(tmp_path: Path) -> 
     low, high = line.interval
     assert 0.7 < low < 0.825 < high < 0.9
     found = dict(zip(PAIRS, [change for (change,) in result.changes().values()], strict=True))
-    assert found["direct", "kps"].difference == 0
-    assert found["direct", "kps"].p_value == 1
-    better = found["pcm", "both"]
+    same = found["direct", "kps"]
+    assert (same.comparison.difference, same.comparison.p_value, same.by_seed) == (0, 1, [0, 0])
+    assert found["pcm", "both"].by_seed == pytest.approx([0.2, 0.2])
+    better = found["pcm", "both"].comparison
     assert (better.difference, better.better, better.worse) == (pytest.approx(0.2), 50, 0)
     assert better.low > 0
     assert better.p_value < 0.01
@@ -124,5 +125,7 @@ def test_seeds_are_averaged_and_arms_compared_query_by_query(tmp_path: Path) -> 
     markdown = StudyReport([result]).markdown()
     assert f"| {ARMS['both'].title} | 82.5 [" in markdown
     assert "(80.0, 85.0)" in markdown
+    assert "| both | PCM | +20.0 [" in markdown
+    assert "(+20.0, +20.0), p < 0.001" in markdown
     draw_plot(result, tmp_path / "plot.svg")
     assert (tmp_path / "plot.svg").read_text().startswith("<?xml")
