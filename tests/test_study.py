@@ -1,5 +1,6 @@
 """The study: which models it trains, with which settings, and what it concludes from their ranks."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from longclip.errors import ConfigError
+from longclip.errors import ConfigError, LongClipError
 from longclip.metrics import Ranks
+from pipelines import benchmark, study
 from pipelines.benchmark import BenchmarkSettings
+from pipelines.demo_steps import Step
 from pipelines.finetune_settings import FinetuneSettings
 from pipelines.measuring import WHOLE, Answers, Measured, write_ranks
 from pipelines.sample_data import SampleDataSettings
@@ -129,3 +132,35 @@ def test_seeds_are_averaged_and_arms_compared_query_by_query(tmp_path: Path) -> 
     assert "(+20.0, +20.0), p < 0.001" in markdown
     draw_plot(result, tmp_path / "plot.svg")
     assert (tmp_path / "plot.svg").read_text().startswith("<?xml")
+
+
+def test_the_report_holds_every_stage_that_is_complete(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done: list[str] = []
+
+    def run_step(number: str, step: Step, directory: Path) -> None:
+        done.append(step.title)
+        if "drop_first" in step.title and "broken" not in done:
+            done.append("broken")
+            raise LongClipError("the machine was lost")
+        name = step.title.removeprefix("measure ")
+        if step.entry is benchmark and not (directory / "cells" / name).exists():
+            write_hits(directory / "cells", name, np.arange(40) % (2 + len(name) % 3) == 0)
+
+    monkeypatch.setattr(study, "connect", lambda cpus: None)
+    monkeypatch.setattr(study, "run_step", run_step)
+    command = [f"directory={tmp_path}", "seeds=[3, 4]", "varied_seeds=[3]", "strategies=[extractive, drop_first]"]
+    arguments = [part for setting in command for part in ("--set", setting)]
+    with pytest.raises(LongClipError, match="the machine was lost"):
+        study.main(arguments)
+    stages_of = [entry["stage"] for entry in json.loads((tmp_path / "report" / "report.json").read_text())]
+    assert stages_of == ["Arms", "Weight of the summary loss"]
+    study.main(arguments)
+    assert {path.name for path in (tmp_path / "report").iterdir()} == {
+        "report.md", "report.json", "arms.svg", "weight-of-the-summary-loss.svg", "summary-strategy.svg",
+        "principal-components.svg",
+    }  # fmt: skip
+    # 2 x 5 arms, then weights 0.1 and 1, drop_first, 8 and 16 components
+    assert "study: 15 rows in, 15 out" in capsys.readouterr().out
+    assert done.count("base of seed 3") == 2  # once in each run, whoever needs it
