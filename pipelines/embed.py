@@ -73,14 +73,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     model = local_model(settings.model, cache, tracking.tracking_uri(cache))
     checkpoint = load_checkpoint(model)
     identity = checkpoint_id(model)
+    corpus = _corpus(settings, checkpoint, model, identity) if settings.data else None
     make_directory(index)
     connect(settings.workers + 2)
     with Lease(index / LEASE, str(index)) as lease:
         table = IndexTable(index, settings.storage)
         deleted = table.delete(settings.delete)
         rows = embedded = rejected = 0
-        if settings.data:
-            corpus = _corpus(settings, checkpoint, model, identity, table)
+        if corpus:
+            table.require(corpus.schema)
             rows = corpus.data.rows
             quarantine = start_quarantine(rows, settings.max_rejected_fraction)
             embedded = embed_changes(corpus, table, quarantine, settings.commit_rows, lease.check)
@@ -98,13 +99,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     progress.summary(rows, rows - rejected, rejected, detail)
 
 
-def _corpus(settings: EmbedSettings, checkpoint: Checkpoint, model: str, identity: str, table: IndexTable) -> Corpus:
+def _corpus(settings: EmbedSettings, checkpoint: Checkpoint, model: str, identity: str) -> Corpus:
     columns = settings.columns
     needed = [columns.id, columns.image, columns.caption, *settings.metadata]
     data = open_parquet("data", settings.data, settings.storage, needed)
     dim = checkpoint.model.config.projection_dim
     schema = table_schema(dim, settings.caption_vectors, settings.metadata, data.schema)
-    table.require(schema)
     return Corpus(data, columns, schema, checkpoint, model, identity, settings.workers, settings.use_gpu)
 
 

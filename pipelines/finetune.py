@@ -10,6 +10,7 @@ scratch. A broken run is resumed by the same command.
     ray job submit --working-dir . -- python pipelines/finetune.py --config ... --set output=$PWD/var/run1
 """
 
+import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ from pipelines.entry import Progress, connect, run_entry
 from pipelines.finetune_settings import FinetuneSettings
 from pipelines.initial_model import initial_checkpoint
 from pipelines.model_inputs import ModelInputs
-from pipelines.parquet_files import is_list
+from pipelines.parquet_files import is_list, manifest_of
 from pipelines.records import start_quarantine, write_quarantine
 from pipelines.settings import claim_directory, dump, load_settings, storage_path
 from pipelines.train_loop import train_loop
@@ -70,6 +71,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     uri = tracking.tracking_uri(output.parent)
     run_id = tracking.start_run(uri, settings.experiment, output.name, dump(settings))
+    # Of a set that prepare or summarize wrote; of a split, above it.
+    if manifest := manifest_of(train.data.root) or manifest_of(train.data.root.parent):
+        tracking.log_documents(uri, run_id, {"data_manifest.json": json.dumps(manifest, indent=2)})
     least, most = settings.workers.min_count, settings.workers.count
     trainer = TorchTrainer(
         train_loop,
@@ -101,13 +105,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     except BaseException:
         tracking.end_run(uri, run_id, succeeded=False)
         raise
-    tracking.end_run(uri, run_id, succeeded=True)
-
     chosen = result.checkpoint
     if settings.checkpoints.publish == "best":
         chosen = result.get_best_checkpoint(settings.score, "max")
     with whole_directory(output / MODEL_DIR) as aside:
         shutil.copytree(Path(chosen.path) / MODEL_DIR, aside, dirs_exist_ok=True)
+    tracking.end_run(uri, run_id, succeeded=True)
     reasons = ray.get(quarantine.reasons.remote())
     write_quarantine(reasons, settings.data.train, "finetune", output / "quarantine.parquet")
     a_pass = train.order.steps_per_epoch * settings.global_batch_size

@@ -6,7 +6,6 @@ MLflow runs this file when it loads the model ("models from code"): nothing is u
 from typing import Any
 
 import mlflow
-import numpy as np
 import torch
 
 from longclip.checkpoint import load_checkpoint
@@ -21,11 +20,11 @@ class TextEmbedder(mlflow.pyfunc.PythonModel):
         """Load the checkpoint that was registered."""
         self.checkpoint = load_checkpoint(context.artifacts["checkpoint"])
 
-    def predict(self, context: Any, model_input: list[str], params: dict[str, Any] | None = None) -> np.ndarray:
-        """Embeddings `[N, D]` float32 of N texts."""
+    def predict(self, context: Any, model_input: list[str], params: dict[str, Any] | None = None) -> list[list[float]]:
+        """Embeddings, N lists of D numbers, of N texts. MLflow makes the model's signature of these types."""
         tokens = tokenize(self.checkpoint.tokenizer, model_input)
         with torch.inference_mode():
-            return unit(encode_text(self.checkpoint.model, tokens)).numpy()
+            return unit(encode_text(self.checkpoint.model, tokens)).tolist()
 
 
 mlflow.models.set_model(TextEmbedder())

@@ -8,11 +8,12 @@ The version is then served by name: `serve run serving.app:build model=models:/l
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from longclip.errors import CheckpointError, DataError
 from pipelines import tracking
 from pipelines.entry import Progress, run_entry
+from pipelines.model_card import model_card
 from pipelines.settings import Settings, load_settings, storage_path
 
 
@@ -26,7 +27,7 @@ class RegisterSettings(Settings):
     alias: Literal["candidate", "champion"] = "candidate"
     """Alias that is pointed at the new version."""
     results: str | None = None
-    """results.json of a benchmark, whose figures are recorded with the version."""
+    """results.json of a benchmark, whose figures are recorded with the version, and stand in its model card."""
     results_model: str | None = None
     """Name of this checkpoint in those results; the last one where empty."""
     experiment: str = "longclip"
@@ -42,7 +43,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise CheckpointError(f"checkpoint '{directory}' does not exist; give the directory that finetune wrote")
     uri = tracking.tracking_uri(directory.parent.parent)
     metrics = _figures(settings) if settings.results else {}
-    version = tracking.register_checkpoint(uri, directory, settings.name, settings.experiment, metrics, settings.alias)
+    card = model_card(settings.name, directory, _task_results(settings), settings.results_model)
+    version = tracking.register_checkpoint(
+        uri, directory, settings.name, settings.experiment, metrics, settings.alias, card
+    )
     model = f"models:/{settings.name}/{version}"
     progress.summary(1, 1, 0, f"{model}, alias {settings.alias}, at {uri}")
 
@@ -57,6 +61,14 @@ def _figures(settings: RegisterSettings) -> dict[str, float]:
     if name not in results:
         raise DataError(f"results_model='{name}' is not in {path}; it has {', '.join(results)}")
     return {key: float(value) for key, value in results[name].items() if isinstance(value, int | float)}
+
+
+def _task_results(settings: RegisterSettings) -> list[dict[str, Any]]:
+    """What the benchmark wrote beside its results, a file a task."""
+    if not settings.results:
+        return []
+    path = Path(storage_path("results", settings.results))
+    return [json.loads(file.read_text()) for file in sorted(path.parent.glob("*.json")) if file != path]
 
 
 if __name__ == "__main__":

@@ -4,29 +4,47 @@ The tracking server is that of `MLFLOW_TRACKING_URI`; without it, an SQLite data
 """
 
 import os
+import platform
+import subprocess
 import sys
+import tempfile
+import time
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import metadata
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+# MLflow's own patience with a server that is down is minutes for each request.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 
 import mlflow
+from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
+from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT
 from ray.train import UserCallback
 
 from longclip.checkpoint import MANIFEST, Checkpoint, load_checkpoint, verify_checkpoint
 from longclip.errors import CheckpointError, ConfigError, PromotionError
 from longclip.files import file_sha256, whole_directory
+from pipelines.curves import curves_svg
 
 MODELS, CHECKPOINT = "models:/", "checkpoint"
 MANIFEST_TAG, REPLACED_TAG = "manifest_sha256", "replaced_version"
 """Tags of a version: checksum of its checkpoint's manifest, and the version it replaced under an alias."""
 
 DATABASE, ARTIFACTS = "mlflow.db", "mlartifacts"
+CARD = "README.md"
+PACKAGES = ("longclip", "torch", "transformers", "ray", "mlflow", "numpy", "pyarrow", "safetensors", "tokenizers")
+WAITING_METRICS, METRICS_A_REQUEST = 100_000, 500
+"""Metrics that are kept while MLflow does not answer, and that go into a request."""
+CURVES = ("_loss", "learning_rate", "gradient_norm", "retained_variance")
 PYFUNC_MODEL = Path(__file__).with_name("pyfunc_model.py")
 
 
@@ -41,7 +59,7 @@ def tracking_uri(beside: str | Path) -> str:
 
 
 def start_run(uri: str, experiment: str, name: str, parameters: Mapping[str, Any]) -> str:
-    """Begin a run with its flattened parameters and return its id.
+    """Begin a run with its flattened parameters, the environment and the commit it runs in; return its id.
 
     Raises:
         ConfigError: the tracking server cannot be reached.
@@ -54,22 +72,57 @@ def start_run(uri: str, experiment: str, name: str, parameters: Mapping[str, Any
         for key, value in _flatten(parameters).items():
             client.log_param(run.info.run_id, key, value)
         client.log_dict(run.info.run_id, dict(parameters), "settings.json")
+        client.log_dict(run.info.run_id, environment(), "environment.json")
+        if commit := git_commit():
+            client.set_tag(run.info.run_id, MLFLOW_GIT_COMMIT, commit)
     return run.info.run_id
 
 
+def environment() -> dict[str, Any]:
+    """What this process runs on, and with: versions of the packages that results depend on."""
+    installed = {found.name.lower(): found.version for found in metadata.distributions()}
+    packages = {name: installed[name] for name in PACKAGES if name in installed}  # a submitted job is not installed
+    return {"python": platform.python_version(), "machine": platform.platform(), "packages": packages}
+
+
+def git_commit() -> str | None:
+    """Commit of this code, with `-changed` where files differ from it; None outside a repository."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=40", "--dirty=-changed"]
+    try:
+        done = subprocess.run([*command, "--exclude=*"], capture_output=True, text=True, timeout=10, check=False)
+    except OSError:
+        return None
+    return done.stdout.strip() or None
+
+
 def end_run(uri: str, run_id: str, succeeded: bool) -> None:
-    """Close a run as finished or failed."""
-    MlflowClient(uri).set_terminated(run_id, "FINISHED" if succeeded else "FAILED")
+    """Close a run as finished or failed, with a plot of what it reported.
+
+    What the run made is there whether MLflow answers or not: if it does not, a warning says so.
+    """
+    client = MlflowClient(uri)
+    try:
+        names = [name for name in client.get_run(run_id).data.metrics if name == "loss" or name.endswith(CURVES)]
+        history = {
+            name: [(point.step, point.value) for point in client.get_metric_history(run_id, name)] for name in names
+        }
+        if history:
+            client.log_text(run_id, curves_svg(history), "curves.svg")
+        client.set_terminated(run_id, "FINISHED" if succeeded else "FAILED")
+    except MlflowException as error:
+        _warn(f"MLflow does not take the end of run {run_id}: {_reason(error)}")
 
 
 class MetricsToMlflow(UserCallback):
     """Records what the workers report, from the one process that controls the training, and shows progress.
 
-    Training goes on when MLflow does not answer; the gap is said once on stderr.
+    Training goes on when MLflow does not answer. That is said once on stderr, and what was reported meanwhile is sent
+    when it answers again.
     """
 
     def __init__(self, uri: str, run_id: str) -> None:
         self.uri, self.run_id = uri, run_id
+        self.waiting: deque[Metric] = deque(maxlen=WAITING_METRICS)
         self.failed = False
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
@@ -80,18 +133,22 @@ class MetricsToMlflow(UserCallback):
         parts = ", ".join(f"{name} {value:.3f}" for name, value in reported.items() if name.endswith("_loss"))
         left = (total - step) * reported["batch_seconds"]
         print(f"step {step}/{total}: loss {loss:.3f} ({parts}), {speed:.0f} pairs/s, {left:.0f} s left", flush=True)
+        now = int(1000 * time.time())
+        self.waiting += [Metric(_metric_name(name), value, now, step) for name, value in reported.items()]
         try:
-            client = MlflowClient(self.uri)
-            for name, value in reported.items():
-                client.log_metric(self.run_id, _metric_name(name), value, step=step)
+            while self.waiting:
+                batch = list(islice(self.waiting, METRICS_A_REQUEST))
+                MlflowClient(self.uri).log_batch(self.run_id, metrics=batch)
+                for _ in batch:
+                    self.waiting.popleft()
         except MlflowException as error:
             if not self.failed:
-                print(f"warning: MLflow does not take metrics, training goes on: {error}", file=sys.stderr, flush=True)
+                _warn(f"MLflow does not take metrics, training goes on and sends them later: {_reason(error)}")
             self.failed = True
 
 
 def register_checkpoint(
-    uri: str, directory: Path, name: str, experiment: str, metrics: Mapping[str, float], alias: str
+    uri: str, directory: Path, name: str, experiment: str, metrics: Mapping[str, float], alias: str, card: str = ""
 ) -> int:
     """Register a checkpoint directory as a new version of a model and point an alias at it.
 
@@ -102,6 +159,7 @@ def register_checkpoint(
         experiment: experiment of the run that carries the version.
         metrics: figures to record with it.
         alias: `candidate` or `champion`.
+        card: model card in Markdown, kept beside the checkpoint and as the version's description.
 
     Returns:
         The version number.
@@ -112,18 +170,23 @@ def register_checkpoint(
         raise CheckpointError(f"checkpoint '{directory}': a registered directory must be called '{CHECKPOINT}'")
     run_id = start_run(uri, experiment, f"register-{name}", {"checkpoint": str(directory)})
     mlflow.set_tracking_uri(uri)
-    with mlflow.start_run(run_id=run_id):
+    example = ["a photo of a dog that runs along a beach"]
+    with mlflow.start_run(run_id=run_id), tempfile.TemporaryDirectory() as scratch:
+        (Path(scratch) / CARD).write_text(card)
         mlflow.log_metrics({_metric_name(key): value for key, value in metrics.items()})
         logged = mlflow.pyfunc.log_model(
             name="longclip",
             python_model=str(PYFUNC_MODEL),
-            artifacts={CHECKPOINT: str(directory)},
+            artifacts={CHECKPOINT: str(directory)} | ({"card": str(Path(scratch) / CARD)} if card else {}),
+            input_example=example,
             pip_requirements=["longclip", "torch", "transformers"],
             metadata={"context_length": checkpoint.context_length},
         )
     tags = {MANIFEST_TAG: file_sha256(directory / MANIFEST)}
     version = mlflow.register_model(f"models:/{logged.model_id}", name, tags=tags)
-    MlflowClient(uri).set_registered_model_alias(name, alias, version.version)
+    client = MlflowClient(uri)
+    client.update_model_version(name, version.version, card)
+    client.set_registered_model_alias(name, alias, version.version)
     return int(version.version)
 
 
@@ -263,6 +326,10 @@ def log_documents(uri: str, run_id: str, documents: Mapping[str, str]) -> None:
         client = MlflowClient(uri)
         for file, text in documents.items():
             client.log_text(run_id, text, file)
+
+
+def _warn(message: str) -> None:
+    print(f"warning: {message}", file=sys.stderr, flush=True)
 
 
 def _reason(error: Exception) -> str:

@@ -75,7 +75,7 @@ def write_rows(path: Path, rows: int = 12, broken: tuple[int, ...] = (), **chang
         ("benchmark", ["models={{a: {model}}}", "tasks.x.data={note}"], 3, "no layout that can be told by its files"),
         ("benchmark", ["models={{a: {model}}}", "tasks.x.data={rows}", "base=b"], 2, "base names 'b'; known are a"),
         ("embed", ["data={text_only}", "model={model}"], 3, "column 'image' is missing"),
-        ("embed", ["data={rows}", "model={note}"], 4, "is a file, not a directory"),
+        ("embed", ["data={rows}", "model={note}"], 4, "no weights file (safetensors, PyTorch or TorchScript)"),
         ("summarize", ["input={rows}", "output={dir}/out", "strategy=best"], 2, "setting 'strategy' = 'best'"),
         ("summarize", ["input={rows}", "output={dir}/out", "columns.caption=text"], 3, "column 'text' is missing"),
         ("register", ["checkpoint={dir}/none"], 4, "does not exist"),
