@@ -262,8 +262,8 @@ def main() -> None:
                         taken, seconds = asyncio.run(closed_loop(url, model, inputs, clients))
                         rates.setdefault((name, clients), []).append(count / taken)
                         answers.setdefault((name, clients), []).extend(seconds)
-                        rate = f"{name}, {clients} clients: {count / taken:.1f}/s"
-                        print(f"round {number + 1}/{rounds}: {rate}", flush=True)
+                        found = f"{name}, {clients} clients: {count / taken:.1f}/s"
+                        print(f"round {number + 1}/{rounds}: {found}", flush=True)
             per_second = {key: statistics.median(values) for key, values in rates.items()}
             asyncio.run(closed_loop(urls["ours"], model, ["again"] * 20, 1))
             _, remembered = asyncio.run(closed_loop(urls["ours"], model, ["again"] * 300, 1))
