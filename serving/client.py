@@ -13,6 +13,7 @@ import base64
 import io
 import os
 import random
+from asyncio import sleep
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -177,7 +178,7 @@ class AsyncClient:
                     raise failure
                 pause = max(pause, _retry_after(response))
             if attempt < self._retries:
-                await asyncio.sleep(pause)
+                await sleep(pause)
         raise failure
 
 
