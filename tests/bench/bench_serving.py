@@ -105,6 +105,7 @@ def servers(model: Path, logs: Path, infinity: str | None) -> Iterator[dict[str,
                 f"http://127.0.0.1:{ports['ours']}/readyz",
                 RAY_ADDRESS="local",
                 RAY_SERVE_ENABLE_HA_PROXY="1",
+                RAY_worker_niceness="0",  # Ray's 15 would let everything else on the machine go first, the rivals too
             )
         )
         urls = {"ours": f"http://127.0.0.1:{ports['ours']}/v1/embeddings"}
