@@ -22,7 +22,15 @@ ARMS = {
     "pcm": Arm("PCM: component matching, interpolated", "interpolate", True),
     "both": Arm("both: Long-CLIP", "stretch", True),
 }
-PAIRS = [("none", "direct"), ("direct", "kps"), ("direct", "pcm"), ("direct", "both"), ("kps", "both"), ("pcm", "both")]
+PAIRS = [
+    ("none", "direct"),
+    ("none", "both"),
+    ("direct", "kps"),
+    ("direct", "pcm"),
+    ("direct", "both"),
+    ("kps", "both"),
+    ("pcm", "both"),
+]
 """Arms that are compared: what the second does better than the first."""
 
 
