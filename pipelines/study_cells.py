@@ -97,6 +97,7 @@ def stages(
         return row("both" if weight else "kps", varied_seeds, weight, strategy, pca_dim)
 
     def stage(title: str, rows: dict[str, list[Cell]], yardstick: str) -> Stage:
+        rows = rows | {yardstick: varied(*usual)}  # which is compared with whether it was listed or not
         return Stage(title, rows, [(yardstick, label) for label in rows if label != yardstick])
 
     weight, strategy, pca_dim = usual
@@ -107,7 +108,7 @@ def stages(
     by_dim = {str(other): varied(weight, strategy, other) for other in pca_dims}
     found = [
         Stage("Arms", arms, titles),
-        stage("Weight of the summary loss", by_weight, f"{weights[0]:g}"),
+        stage("Weight of the summary loss", by_weight, f"{weight:g}"),
         stage("Summary strategy", by_strategy, strategy),
         stage("Principal components", by_dim, str(pca_dim)),
     ]

@@ -41,11 +41,18 @@ def test_every_arm_has_every_seed_and_what_is_varied_differs_in_one_thing_from_t
     assert [cell.seed for cell in arms.cells] == sorted([0, 1, 2] * len(ARMS))  # a seed is complete before the next one
     usual = Cell("both", 0, 0.3, "extractive", 32)
     assert [list(stage.rows) for stage in varied] == [["0", "0.1", "0.3"], STRATEGIES, ["8", "32"]]
+    assert varied[0].pairs == [("0.3", "0"), ("0.3", "0.1")]
     for stage in varied:
         for cell in stage.cells:
             changed = [getattr(cell, name) != getattr(usual, name) for name in ("weight", "strategy", "pca_dim")]
             assert cell == Cell("kps", 0) or (cell.arm == "both" and sum(changed) <= 1)
         assert usual in stage.cells
+
+
+def test_what_is_usual_is_the_yardstick_even_where_it_is_not_among_what_is_tried() -> None:
+    weights = stages([0], [0], (0.3, "extractive", 32), [1.0], STRATEGIES, DIMS, False)[1]
+    assert list(weights.rows) == ["1", "0.3"]
+    assert weights.pairs == [("0.3", "1")]
 
 
 def test_cells_that_are_trained_alike_are_one() -> None:
