@@ -140,6 +140,8 @@ class IndexInfo(BaseModel):
     count: int
     embedding_dim: int
     engine: str
+    targets: list[str]
+    """What queries can be compared with."""
     metadata: dict[str, str]
     """Columns that can be filtered by, and their types."""
     source: str

@@ -132,6 +132,7 @@ def index_info(manifest: Manifest) -> schemas.IndexInfo:
         count=manifest.count,
         embedding_dim=manifest.embedding_dim,
         engine=manifest.engine["name"],
+        targets=manifest.targets,
         metadata=manifest.metadata,
         source=manifest.source,
         created=manifest.created,

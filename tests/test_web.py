@@ -15,6 +15,7 @@ from longclip.checkpoint import Checkpoint
 from serving.app import AppArgs, build
 from tests.browser import open_browser
 from tests.conftest import needs_programs
+from tests.live_api import KEY, running_api, scenes_api
 from tests.scenes_index import COUNT, scene, write_index
 from tests.test_serving import LONG_TEXT, local_serve
 
@@ -23,10 +24,12 @@ PAGE_SIZE = 12
 
 
 @pytest.fixture(scope="module")
-def url(
-    tiny_checkpoint: Checkpoint, tiny_checkpoint_dir: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[str]:
-    index = write_index(tmp_path_factory.mktemp("web") / "index", tiny_checkpoint, tiny_checkpoint_dir)
+def index(tiny_checkpoint: Checkpoint, tiny_checkpoint_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_index(tmp_path_factory.mktemp("web") / "index", tiny_checkpoint, tiny_checkpoint_dir)
+
+
+@pytest.fixture(scope="module")
+def url(index: Path, tiny_checkpoint_dir: Path) -> Iterator[str]:
     with local_serve() as url:
         serve.run(build(AppArgs(model=str(tiny_checkpoint_dir), index=str(index))), name="longclip")
         yield url
@@ -192,11 +195,44 @@ def test_the_keyboard_is_enough(page: Page) -> None:
     page.keys(Keys.TAB)
     assert page.focused() == "search"
     best = page.ids()[0]
-    for _ in range(4 + 2):  # the examples, then the first result's two buttons
+    for _ in range(2 + 4 + 1 + 2 + 1):  # what narrows, the examples, then the first result's expansion and tags
         page.keys(Keys.TAB)
     assert "like" in (page.browser.switch_to.active_element.get_attribute("class") or "")
     page.keys(Keys.ENTER)
     page.until_results(f"nearest to “{best}”")
+
+
+def test_filters_are_made_of_tags_and_by_hand(page: Page) -> None:
+    page.keys("a disc", Keys.ENTER)
+    page.until_results("12 pictures")
+    tag = next(tag for tag in page.all("#results .tags button") if tag.text == "parity: even")
+    tag.click()
+    page.until(lambda: page.text("#conditions") == "parity is even ✕")
+    page.until(lambda: bool(page.ids()) and all(int(id.partition("/")[2]) % 2 == 0 for id in page.ids()))
+    page.one("#filters summary").click()
+    page.one("#operator").send_keys("<")
+    page.one("#value").send_keys("5", Keys.ENTER)
+    page.until(lambda: sorted(page.ids()) == ["scene/2", "scene/4"])
+    page.browser.refresh()
+    page.until(lambda: sorted(page.ids()) == ["scene/2", "scene/4"])
+    page.one("#conditions button").click()
+    page.until(lambda: len(page.ids()) == 5)
+    assert page.focused() == "query"
+
+
+def test_captions_are_searched(page: Page) -> None:
+    page.keys(scene(7)[1], Keys.ENTER)
+    page.until_results("12 pictures")
+    page.one("#target").send_keys("captions")
+    page.until(lambda: page.ids()[:1] == ["scene/7"] and page.text("#results .score") == "1.000")
+    assert "target=caption" in page.browser.current_url
+
+
+def test_a_slash_leads_to_the_text_and_escape_empties_it(page: Page) -> None:
+    page.keys("a disc", Keys.TAB, "/")
+    assert page.focused() == "query"
+    page.keys(Keys.ESCAPE)
+    assert page.one("#query").get_property("value") == ""
 
 
 def test_a_link_leads_to_results(page: Page) -> None:
@@ -212,3 +248,24 @@ def test_markup_stays_text(page: Page) -> None:
     page.allowed_in_console = ("404",)
     page.until(lambda: "no such item" in page.text("#error-text"))
     assert page.all("#error img") == []
+
+
+def test_a_key_is_asked_for_and_shown_to_thumbnails(
+    index: Path, tiny_checkpoint_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    api = scenes_api(tiny_checkpoint_dir, index, KEY)
+    with running_api(api) as url, open_browser(tmp_path_factory.mktemp("profile")) as browser:
+        page = Page(browser, url)
+        page.allowed_in_console = ("401",)
+        browser.get(url)
+        for key in ("not-the-key-0123456789", KEY):
+            page.until(lambda: page.one("#key-dialog").is_displayed() and page.focused() == "key")
+            page.keys(key, Keys.ENTER)
+        page.until(lambda: "tiny" in page.text("footer"))
+        assert not page.one("#key-dialog").is_displayed()
+        page.one("#query").send_keys("a disc", Keys.ENTER)
+        page.until_results("12 pictures")
+        picture = page.one("#results img")
+        page.until(lambda: picture.get_property("naturalWidth") == 96)
+        assert KEY not in browser.page_source
+        page.check_console()

@@ -20,7 +20,7 @@ from longclip.index.manifest import (
     version_manifests,
 )
 from longclip.index.published import Match, PublishedIndex, merge_matches
-from longclip.index.shard import Shard, ShardFiles
+from longclip.index.shard import Shard
 
 __all__ = [
     "Filter",
@@ -29,7 +29,6 @@ __all__ = [
     "PublishedIndex",
     "SearchIndexError",
     "Shard",
-    "ShardFiles",
     "merge_matches",
     "newest_version",
     "parse_filter",

@@ -13,6 +13,11 @@ TARGETS = ("image", "caption")
 """What queries can be compared with."""
 
 
+def vectors_file(target: str) -> str:
+    """File of a shard with the unit vectors `[n, E]` float32 of a target, as numpy saves them."""
+    return f"{target}.npy"
+
+
 class SearchIndexError(DataError):
     """An index is missing, damaged, or was made with another model."""
 
@@ -38,6 +43,11 @@ class Manifest:
     source: str
     table_version: int
     created: str
+
+    @property
+    def targets(self) -> list[str]:
+        """What queries can be compared with."""
+        return [target for target in TARGETS if vectors_file(target) in self.shards[0]["files"]]
 
 
 def version_directory(index: Any, version: int) -> Any:

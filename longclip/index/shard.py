@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from longclip.files import file_sha256
-from longclip.index.manifest import SearchIndexError
+from longclip.index.manifest import SearchIndexError, vectors_file
 
 Vectors = Mapping[str, np.ndarray]
 """Arrays by target."""
@@ -30,18 +30,9 @@ NORM_TOLERANCE = 1e-3
 TRAINING_VECTORS_A_LIST = 64
 
 
-class ShardFiles:
-    """Names of the files of a shard."""
-
-    @staticmethod
-    def vectors(target: str) -> str:
-        """Unit vectors `[n, E]` float32, as numpy saves them."""
-        return f"{target}.npy"
-
-    @staticmethod
-    def structure(target: str) -> str:
-        """What FAISS writes."""
-        return f"{target}.faiss"
+def structure_file(target: str) -> str:
+    """File of a shard with what FAISS writes."""
+    return f"{target}.faiss"
 
 
 def write_shard(directory: Path, batches: Iterable[tuple[pa.Table, Vectors]], rows: int, lists: int) -> dict[str, Any]:
@@ -60,9 +51,7 @@ def write_shard(directory: Path, batches: Iterable[tuple[pa.Table, Vectors]], ro
     batches = iter(batches)
     first_items, first_vectors = next(batches)
     arrays = {
-        target: np.lib.format.open_memmap(
-            directory / ShardFiles.vectors(target), "w+", np.float32, (rows, values.shape[1])
-        )
+        target: np.lib.format.open_memmap(directory / vectors_file(target), "w+", np.float32, (rows, values.shape[1]))
         for target, values in first_vectors.items()
     }
     start = 0
@@ -75,7 +64,7 @@ def write_shard(directory: Path, batches: Iterable[tuple[pa.Table, Vectors]], ro
     for target, array in arrays.items():
         array.flush()
         if lists:
-            _write_structure(directory / ShardFiles.structure(target), array, lists)
+            _write_structure(directory / structure_file(target), array, lists)
     files = {path.name: file_sha256(path) for path in sorted(directory.iterdir())}
     return {"rows": rows, "files": files}
 
@@ -131,17 +120,17 @@ class Shard:
         targets = [name.removesuffix(".npy") for name in entry["files"] if name.endswith(".npy")]
         try:
             vectors = {
-                target: np.load(directory / ShardFiles.vectors(target), mmap_mode="r", allow_pickle=False)
+                target: np.load(directory / vectors_file(target), mmap_mode="r", allow_pickle=False)
                 for target in targets
             }
             with pa.memory_map(str(directory / ITEMS)) as source:
                 items = pa.ipc.open_file(source).read_all()
             structures = {}
             for target in targets:
-                if ShardFiles.structure(target) in entry["files"]:
+                if structure_file(target) in entry["files"]:
                     import faiss
 
-                    structures[target] = faiss.read_index(str(directory / ShardFiles.structure(target)))
+                    structures[target] = faiss.read_index(str(directory / structure_file(target)))
         except (OSError, ValueError, KeyError, pa.ArrowException, RuntimeError) as error:
             raise SearchIndexError(f"index '{directory}' cannot be read: {str(error).splitlines()[0]}") from error
         shard = cls(items, vectors, structures)
@@ -154,7 +143,7 @@ class Shard:
         if any(self.items[name].null_count for name in ITEM_COLUMNS):
             raise SearchIndexError(f"index '{directory}': {ITEMS} has nulls; embed the corpus again")
         for target, vectors in self.vectors.items():
-            name = ShardFiles.vectors(target)
+            name = vectors_file(target)
             if vectors.shape != (rows, dim) or vectors.dtype != np.float32:
                 found = f"{vectors.dtype} {list(vectors.shape)}"
                 raise SearchIndexError(f"index '{directory}': {name} is {found}, not float32 {[rows, dim]}")

@@ -10,24 +10,68 @@ const query = $("query");
 const results = $("results");
 
 let current = null; // the search whose results are shown: {query, truncate, topK}
+let conditions = []; // filters in use: {field, operator, value}
+let columns = {}; // what can be filtered by: type of each column
 let image = null; // the data URI of the image to search by
 let searching = null; // AbortController of the search under way
 let counting = null; // AbortController of the count under way
 let countTimer = 0;
 
 async function call(path, options = {}) {
-  let response;
-  try {
-    response = await fetch(path, options);
-  } catch (error) {
-    if (error.name === "AbortError") throw error;
-    throw new Error("The server cannot be reached.");
-  }
+  const response = await reach(path, options);
   const body = await response.json().catch(() => null);
   if (response.ok) return body;
   const { message = `The server answered ${response.status}.`, code, param } = body?.error ?? {};
   // The address of the field in the request means nothing to a reader of the page.
   throw Object.assign(new Error(sentence(message.replace(`${param}: `, ""))), { code });
+}
+
+async function reach(path, options = {}) {
+  const key = sessionStorage.getItem("key");
+  const headers = key ? { ...options.headers, Authorization: `Bearer ${key}` } : options.headers;
+  let response;
+  try {
+    response = await fetch(path, { ...options, headers });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Error("The server cannot be reached.");
+  }
+  if (response.status !== 401) return response;
+  await askForKey();
+  return reach(path, options);
+}
+
+// ---- the key, where the server asks for one; all that wait for it share one dialog
+
+let asking = null;
+
+function askForKey() {
+  asking ??= new Promise((resolve) => {
+    $("key").value = "";
+    $("key-dialog").showModal();
+    $("key-dialog").addEventListener(
+      "close",
+      () => {
+        sessionStorage.setItem("key", $("key").value.trim());
+        asking = null;
+        resolve();
+      },
+      { once: true },
+    );
+  });
+  return asking;
+}
+
+// An image element cannot show a key, so with one its bytes are fetched.
+async function showPicture(picture, url) {
+  if (!sessionStorage.getItem("key")) {
+    picture.src = url;
+    return;
+  }
+  const response = await reach(url);
+  if (!response.ok) return;
+  picture.src = URL.createObjectURL(await response.blob());
+  picture.addEventListener("load", () => URL.revokeObjectURL(picture.src), { once: true });
 }
 
 const sentence = (text) => text.charAt(0).toUpperCase() + text.slice(1);
@@ -41,6 +85,7 @@ function post(path, body, signal) {
 async function search(request, { remember = true } = {}) {
   searching?.abort();
   const controller = (searching = new AbortController());
+  current = request;
   if (remember) rememberInAddress(request.query);
   hideError();
   setBusy(true);
@@ -48,10 +93,15 @@ async function search(request, { remember = true } = {}) {
   try {
     const answer = await post(
       "v1/search",
-      { query: request.query, top_k: request.topK ?? PAGE_SIZE, truncate: request.truncate ?? false },
+      {
+        query: request.query,
+        top_k: request.topK ?? PAGE_SIZE,
+        truncate: request.truncate ?? false,
+        target: $("target").value,
+        filter: filter(),
+      },
       controller.signal,
     );
-    current = request;
     showResults(answer, request);
   } catch (error) {
     if (error.name === "AbortError") return;
@@ -97,21 +147,34 @@ function showResults(answer, request) {
   const kind = request.query.image ? "your image" : request.query.id !== undefined ? `“${request.query.id}”` : "your description";
   const cut = answer.truncated ? `, of which the first ${answer.tokens} tokens were read` : "";
   const count = answer.hits.length === 1 ? "1 picture" : `${answer.hits.length} pictures`;
+  const none = conditions.length ? "No picture passes the filters." : "The index has no pictures.";
   $("status").textContent = answer.hits.length
     ? `${count} nearest to ${kind}${cut} · ${Math.max(1, Math.round(answer.took_ms))} ms`
-    : "The index has no pictures.";
+    : none;
 }
 
 function card(hit, position) {
   const item = $("card").content.firstElementChild.cloneNode(true);
   const picture = item.querySelector("img");
-  picture.src = hit.thumbnail_url;
+  showPicture(picture, hit.thumbnail_url).catch(() => {}); // the caption is shown without it
   picture.alt = hit.caption.slice(0, 160);
   item.dataset.id = hit.id;
   item.querySelector(".rank").textContent = `#${position + 1}`;
   item.querySelector(".score").textContent = hit.score.toFixed(3);
   item.querySelector(".score").title = "Cosine similarity";
   item.querySelector(".caption").textContent = hit.caption;
+  item.querySelector(".tags").replaceChildren(
+    ...Object.entries(hit.metadata)
+      .filter(([, value]) => value !== null)
+      .map(([field, value]) => {
+        const tag = element("button", `${field}: ${value}`, { type: "button", className: "quiet" });
+        tag.setAttribute("aria-label", `Only ${field} ${value}`);
+        tag.addEventListener("click", () => addCondition({ field, operator: "eq", value }));
+        const entry = document.createElement("li");
+        entry.append(tag);
+        return entry;
+      }),
+  );
   const like = item.querySelector(".like");
   like.setAttribute("aria-label", `More like picture ${position + 1}`);
   like.addEventListener("click", () => searchLike(hit.id));
@@ -199,12 +262,69 @@ function removeImage() {
 
 const imageOf = (transfer) => [...(transfer?.files ?? [])].find((file) => file.type.startsWith("image/"));
 
-// ---- the address: ?q=text and ?like=id; an image is too large for one
+// ---- filters
+
+const SIGNS = { eq: "is", ne: "is not", lt: "<", lte: "≤", gt: ">", gte: "≥" };
+const isText = (field) => columns[field] === "string";
+const isFlag = (field) => columns[field] === "bool";
+
+function filter() {
+  if (!conditions.length) return null;
+  return { and: conditions.map(({ field, operator, value }) => ({ [field]: { [operator]: value } })) };
+}
+
+function addCondition(condition) {
+  conditions = [...conditions.filter((other) => JSON.stringify(other) !== JSON.stringify(condition)), condition];
+  conditionsChanged();
+}
+
+function conditionsChanged() {
+  showConditions();
+  if (current) search({ ...current, topK: PAGE_SIZE });
+}
+
+function showConditions() {
+  $("conditions").replaceChildren(
+    ...conditions.map((condition) => {
+      const text = `${condition.field} ${SIGNS[condition.operator]} ${condition.value}`;
+      const button = element("button", `${text} ✕`, { type: "button", className: "quiet" });
+      button.setAttribute("aria-label", `Remove the filter ${text}`);
+      button.addEventListener("click", () => {
+        conditions = conditions.filter((other) => other !== condition);
+        conditionsChanged();
+        query.focus();
+      });
+      const entry = document.createElement("li");
+      entry.append(button);
+      return entry;
+    }),
+  );
+}
+
+function showOperators() {
+  const field = $("field").value;
+  const possible = isText(field) || isFlag(field) ? ["eq", "ne"] : Object.keys(SIGNS);
+  $("operator").replaceChildren(...possible.map((name) => element("option", SIGNS[name], { value: name })));
+  $("value").type = isText(field) || isFlag(field) ? "text" : "number";
+  $("value").step = "any";
+  $("value").placeholder = isFlag(field) ? "true or false" : "";
+  $("value").pattern = isFlag(field) ? "true|false" : ".*";
+}
+
+function conditionOfForm() {
+  const [field, text] = [$("field").value, $("value").value];
+  const value = isFlag(field) ? text === "true" : isText(field) ? text : Number(text);
+  return { field, operator: $("operator").value, value };
+}
+
+// ---- the address: ?q=text and ?like=id, with target and filter; an image is too large for one
 
 function rememberInAddress(searched) {
   const parameters = new URLSearchParams();
   if (searched.text) parameters.set("q", searched.text);
   if (searched.id !== undefined) parameters.set("like", searched.id);
+  if (parameters.size && $("target").value !== "image") parameters.set("target", $("target").value);
+  if (parameters.size && conditions.length) parameters.set("filter", JSON.stringify(conditions));
   const address = parameters.size ? `?${parameters}` : location.pathname;
   if (address !== (location.search || location.pathname)) history.pushState(null, "", address);
 }
@@ -213,9 +333,13 @@ function searchFromAddress() {
   const parameters = new URLSearchParams(location.search);
   removeImage();
   query.value = parameters.get("q") ?? "";
+  $("target").value = parameters.get("target") === "caption" ? "caption" : "image";
+  conditions = conditionsOf(parameters.get("filter"));
+  showConditions();
   countTokens();
   if (parameters.has("like")) return search({ query: { id: parameters.get("like") } }, { remember: false });
   if (query.value.trim()) return search({ query: { text: query.value.trim() } }, { remember: false });
+  current = null;
   searching?.abort();
   setBusy(false);
   hideError();
@@ -224,13 +348,29 @@ function searchFromAddress() {
   $("status").textContent = "";
 }
 
+function conditionsOf(text) {
+  try {
+    const found = JSON.parse(text ?? "[]");
+    return Array.isArray(found) ? found.filter(({ field, operator }) => typeof field === "string" && operator in SIGNS) : [];
+  } catch {
+    return []; // an address that somebody wrote by hand
+  }
+}
+
 // ---- what the server says of itself
 
 async function showInfo() {
   const { model, index } = await call("info");
   const facts = [`Model ${model.id}`, `version ${model.version}`];
   facts.push(index ? `${index.count.toLocaleString("en")} pictures indexed` : "no index loaded");
-  $("footer").replaceChildren(...facts.map(textElement("span")));
+  if (index) facts.push(`index version ${index.version}`);
+  $("footer").replaceChildren(...facts.map((text) => element("span", text)));
+  columns = index?.metadata ?? {};
+  $("target-field").hidden = !index?.targets.includes("caption");
+  $("filters").hidden = !Object.keys(columns).length;
+  $("narrow").hidden = $("target-field").hidden && $("filters").hidden;
+  $("field").replaceChildren(...Object.keys(columns).map((name) => element("option", name)));
+  showOperators();
   if (!index) {
     showError(new Error("This server has no index to search. Start it with index=DIRECTORY."));
     $("search").disabled = true;
@@ -239,7 +379,7 @@ async function showInfo() {
 
 async function showExamples() {
   const { examples } = await call("v1/examples");
-  const buttons = examples.map(textElement("button"));
+  const buttons = examples.map((text) => element("button", text));
   for (const button of buttons) {
     button.type = "button";
     button.className = "quiet";
@@ -254,7 +394,8 @@ async function showExamples() {
   $("examples").replaceChildren(...buttons);
 }
 
-const textElement = (tag) => (text) => Object.assign(document.createElement(tag), { textContent: text });
+const element = (tag, text, properties = {}) =>
+  Object.assign(document.createElement(tag), { textContent: text, ...properties });
 
 // ---- events
 
@@ -282,6 +423,25 @@ $("remove-image").addEventListener("click", () => {
   query.focus();
 });
 $("more").addEventListener("click", showMore);
+$("target").addEventListener("change", conditionsChanged);
+$("field").addEventListener("change", showOperators);
+$("condition").addEventListener("submit", (event) => {
+  event.preventDefault();
+  addCondition(conditionOfForm());
+  $("value").value = "";
+});
+addEventListener("keydown", (event) => {
+  const typing = event.target.closest("input, textarea, select, dialog");
+  if (event.key === "/" && !typing) {
+    event.preventDefault();
+    query.focus();
+  }
+  if (event.key === "Escape" && event.target === query) {
+    query.value = "";
+    removeImage();
+    countTokens();
+  }
+});
 addEventListener("popstate", searchFromAddress);
 addEventListener("paste", (event) => {
   const file = imageOf(event.clipboardData);
