@@ -161,7 +161,8 @@ def test_a_replica_that_is_killed_costs_its_own_requests_only(url: str, variants
     failed = Counter(r.status_code for r in load.answers if r.status_code != 200) + Counter(
         type(error).__name__ for error in load.errors
     )
-    assert failed.total() <= len(load._threads), f"more than the requests in flight: {failed}"
+    in_flight = len(load._threads)
+    assert failed.total() <= 2 * in_flight, f"more than those in flight, and sent before it was noticed: {failed}"
     assert set(failed) <= {500, 503}, failed
     assert all(response.status_code == 200 for response in load.answers[-40:])
 
@@ -209,11 +210,12 @@ def test_what_a_client_that_left_had_asked_for_is_not_computed(url: str, variant
     first, _ = variants
     serve.run(build(first.args()), route_prefix="/")
     items = 'batch_total{.*queue="texts".*unit="items"'
-    before = metric(url, items)
+    left = 'requests_total{.*endpoint="embeddings".*status="499"'
+    before, left_before = metric(url, items), metric(url, left)
     request, patience = {"input": long_texts(inputs.MAX_TEXTS)}, httpx.Timeout(60, read=0.7)
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(f"{url}/v1/embeddings", json=request, timeout=patience)
-    wait_until(lambda: metric(url, 'requests_total{.*endpoint="embeddings".*status="499"') == 1)
+    wait_until(lambda: metric(url, left) > left_before)
     check_answer(httpx.post(f"{url}/v1/search", json={"query": {"text": QUERY}, "top_k": 5}), first)
     wait_until(lambda: metric(url, items) > before and metric(url, 'waiting{.*queue="texts"') == 0)
     assert metric(url, items) - before < inputs.MAX_TEXTS / 2
