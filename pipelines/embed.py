@@ -31,7 +31,7 @@ from pipelines.parquet_files import open_parquet
 from pipelines.publishing import PublishSettings, publish
 from pipelines.records import start_quarantine, write_quarantine
 from pipelines.settings import load_settings, storage_path
-from pipelines.storage import output_path
+from pipelines.storage import is_local, output_path
 from pipelines.workspace import make_directory, whole_file
 
 LEASE, QUARANTINE = ".lease", "quarantine.parquet"
@@ -58,7 +58,7 @@ class EmbedSettings(EmbeddingSettings, PublishSettings):
     """Items that are written at once: as many are done again after a kill, at most."""
     max_rejected_fraction: float = Field(default=0.01, ge=0, le=1)
     """Share of rows that may be unusable before the job stops."""
-    cache: str = "var/cache/models"
+    cache: str = "~/.cache/longclip/models"
     """Directory for downloaded and converted models; on a cluster, one that all nodes see."""
 
 
@@ -70,7 +70,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ConfigError("data is empty; give a Parquet to embed with --set data=..., or ids with --set delete=[...]")
     index = output_path("output", storage_path("output", settings.output), settings.storage)
     cache = Path(storage_path("cache", settings.cache))
-    model = local_model(settings.model, cache, tracking.tracking_uri(cache))
+    registry = tracking.tracking_uri(Path(index.path).parent if is_local(index) else cache)
+    model = local_model(settings.model, cache, registry)
     checkpoint = load_checkpoint(model)
     identity = checkpoint_id(model)
     corpus = _corpus(settings, checkpoint, model, identity) if settings.data else None

@@ -30,7 +30,7 @@ class MeasureSettings(Settings):
     """One GPU for each of them."""
     max_rejected_fraction: float = Field(default=0.0, ge=0, le=1)
     """Share of rows that may be unusable. 0 by default: fewer candidates would flatter the figures."""
-    cache: str = "var/cache/models"
+    cache: str = "~/.cache/longclip/models"
     """Directory for downloaded and converted models; on a cluster, one that all nodes see."""
 
 
