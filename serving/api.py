@@ -10,7 +10,7 @@ from fastapi.staticfiles import StaticFiles
 
 from serving import inputs, schemas
 from serving.errors import install_handlers
-from serving.middleware import Admission, ApiKeys, BodyLimit, BrowserHeaders
+from serving.middleware import Admission, ApiKeys, BodyLimit, BrowserHeaders, GoneClients
 from serving.service import Service, unknown_id
 
 WEB = Path(__file__).resolve().parent / "web"
@@ -33,6 +33,7 @@ def create_api(
     api = FastAPI(title="Long-CLIP", docs_url=None, redoc_url=None)
     # The last one that is added is the outermost: who has no key takes no place, and every answer gets the headers.
     api.add_middleware(BodyLimit, max_bytes=inputs.MAX_BODY_BYTES, seconds=inputs.BODY_SECONDS)
+    api.add_middleware(GoneClients)
     api.add_middleware(
         Admission,
         max_requests=inputs.MAX_REQUESTS,

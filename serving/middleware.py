@@ -1,4 +1,4 @@
-"""ASGI middleware: who is let in, how many at once, how large and how slow bodies may be, headers for browsers."""
+"""ASGI middleware: who is let in, how many at once, how large and slow bodies may be, who left; browsers' headers."""
 
 import asyncio
 import hashlib
@@ -87,6 +87,44 @@ class Admission:
         finally:
             self.requests -= 1
             self.bytes -= size
+
+
+class GoneClients:
+    """Give up what nobody waits for any more: a client that leaves ends the work on its request.
+
+    Serve's own proxy does this by itself; HAProxy and other servers only tell the application.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection."""
+        if scope["type"] != "http" or scope["method"] != "POST":
+            await self.app(scope, receive, send)
+            return
+        read = asyncio.Event()  # the body, to its end: the next news can only be that the client went away
+
+        async def noted() -> Message:
+            message = await receive()
+            if not message.get("more_body", False):
+                read.set()
+            return message
+
+        async def left() -> None:
+            await read.wait()
+            while (await receive())["type"] != "http.disconnect":
+                pass
+
+        work, watch = asyncio.ensure_future(self.app(scope, noted, send)), asyncio.ensure_future(left())
+        try:
+            await asyncio.wait((work, watch), return_when=asyncio.FIRST_COMPLETED)
+            if work.done():
+                work.result()
+        finally:
+            for task in (work, watch):
+                task.cancel()
+            await asyncio.gather(work, watch, return_exceptions=True)
 
 
 class BodyLimit:

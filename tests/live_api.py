@@ -22,12 +22,16 @@ from tests.s3_server import free_ports
 KEY = "a-key-for-tests-0123456789"
 
 
-def scenes_api(model: Path, index: Path, key: str | None = KEY) -> FastAPI:
-    """An API that serves a model and the first version of an index."""
+def scenes_service(model: Path, index: Path) -> Service:
+    """What answers with a model and the first version of an index."""
     checkpoint = load_checkpoint(model)
     searcher = LocalSearcher(PublishedIndex.open(version_directory(index, 1)))
-    service = Service(open_model(str(model), ""), checkpoint, Embedder(checkpoint, 1), searcher)
-    return create_api(service, frozenset([key_digest(key)] if key else []))
+    return Service(open_model(str(model), ""), checkpoint, Embedder(checkpoint, 1), searcher)
+
+
+def scenes_api(model: Path, index: Path, key: str | None = KEY) -> FastAPI:
+    """An API over it."""
+    return create_api(scenes_service(model, index), frozenset([key_digest(key)] if key else []))
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import openai
 import pytest
@@ -18,9 +19,10 @@ from schemathesis.specs.openapi.checks import content_type_conformance, response
 
 from longclip.checkpoint import Checkpoint
 from serving import client as client_module
+from serving.api import create_api
 from serving.client import AsyncClient, Client, Input, ServerError
 from tests.conftest import picture
-from tests.live_api import KEY, running_api, scenes_api
+from tests.live_api import KEY, running_api, scenes_api, scenes_service
 from tests.scenes_index import COUNT, library_image_embedding, library_text_embedding, scene, write_index
 
 
@@ -209,6 +211,32 @@ def test_requests_under_way_are_bounded(url: str, monkeypatch: pytest.MonkeyPatc
         return peak
 
     assert asyncio.run(most()) == 3
+
+
+def test_work_for_a_client_that_left_is_given_up(
+    index: Path, tiny_checkpoint_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without Serve, whose own proxy would cancel the request, as behind HAProxy."""
+    service = scenes_service(tiny_checkpoint_dir, index)
+    started, given_up = threading.Event(), threading.Event()
+
+    async def embed_texts(tokens: object) -> None:
+        started.set()
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            given_up.set()
+            raise
+
+    with running_api(create_api(service)) as url:
+        with monkeypatch.context() as patch:
+            patch.setattr(service.embedder, "embed_texts", embed_texts)
+            with pytest.raises(httpx.ReadTimeout):
+                httpx.post(f"{url}/v1/embeddings", json={"input": "a dog"}, timeout=httpx.Timeout(60, read=0.5))
+            assert started.is_set()
+            assert given_up.wait(10)
+        with Client(url) as client:
+            assert client.embed(["still there"]).shape == (1, 24)
 
 
 # ---- the openai client
