@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from ray import serve
 from selenium import webdriver
+from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
@@ -71,7 +72,9 @@ class Page:
         return self.one(selector).text
 
     def until(self, condition: Callable[[], bool]) -> None:
-        WebDriverWait(self.browser, 30, poll_frequency=0.05).until(lambda _: condition())
+        # What is looked at may be replaced in that moment; the next look finds what came.
+        stale = [StaleElementReferenceException]
+        WebDriverWait(self.browser, 30, poll_frequency=0.05, ignored_exceptions=stale).until(lambda _: condition())
 
     def until_results(self, status: str) -> list[str]:
         """Wait until the status line has `status`; the ids of the results."""
@@ -79,7 +82,9 @@ class Page:
         return self.ids()
 
     def ids(self) -> list[str]:
-        return [card.get_attribute("data-id") or "" for card in self.all("#results > li")]
+        """Ids of the results, all at one moment."""
+        script = "return [...document.querySelectorAll('#results > li')].map((card) => card.dataset.id)"
+        return self.browser.execute_script(script)
 
     def keys(self, *keys: str) -> None:
         webdriver.ActionChains(self.browser).send_keys(*keys).perform()
