@@ -292,12 +292,16 @@ def test_filters_and_scores_bound_the_hits(client: httpx.Client) -> None:
     request = {"query": {"text": "a boat"}, "top_k": 100}
     hits = client.post("/v1/search", json=request).json()["hits"]
     even = client.post("/v1/search", json=request | {"filter": {"parity": {"eq": "even"}}}).json()["hits"]
-    assert even == [hit for hit in hits if hit["metadata"]["parity"] == "even"]
-    assert [hit["metadata"]["number"] % 2 for hit in even] == [0] * (COUNT // 2 - 1)
-    exact = client.post("/v1/search", json=request | {"exact": True, "min_score": hits[4]["score"]}).json()["hits"]
-    assert exact == hits[: len(exact)]
-    assert len(exact) >= 5
-    assert all(hit["score"] >= hits[4]["score"] for hit in exact)
+    # Compared with other rows beside them, scores differ by rounding, and near equal ones may change places.
+    expected = [hit for hit in hits if hit["metadata"]["parity"] == "even"]
+    assert {hit["id"] for hit in even} == {hit["id"] for hit in expected}
+    np.testing.assert_allclose([hit["score"] for hit in even], [hit["score"] for hit in expected], atol=1e-5)
+    assert len(even) == COUNT // 2 - 1
+    least = hits[4]["score"] - 1e-5
+    exact = client.post("/v1/search", json=request | {"exact": True, "min_score": least}).json()["hits"]
+    assert {hit["id"] for hit in exact} >= {hit["id"] for hit in hits[:5]}
+    assert all(hit["score"] >= least for hit in exact)
+    assert len(exact) < COUNT
     nothing = client.post("/v1/search", json=request | {"filter": {"number": {"gt": 1000}}}).json()["hits"]
     assert nothing == []
 
