@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 from transformers import AutoConfig, CLIPConfig, CLIPModel, CLIPTokenizer
 
-from longclip.errors import CheckpointError
+from longclip.errors import CheckpointError, one_line
 from longclip.files import file_sha256, whole_directory
 from longclip.images import CLIP_MEAN, CLIP_STD, ImageTransform
 from longclip.state_dicts import SIGLIP_REASON
@@ -74,7 +74,7 @@ def _read(source: str, part: str, read: Any) -> Any:
     except CheckpointError:
         raise
     except Exception as error:  # transformers, safetensors and the hub client share no base class
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error)
         raise CheckpointError(f"checkpoint '{source}': cannot read its {part}: {reason}") from error
 
 

@@ -5,6 +5,11 @@ it without a traceback and exit with `exit_code`; anything else that is raised i
 """
 
 
+def one_line(error: object, limit: int = 300) -> str:
+    """What somebody else's error says, or a text of theirs, fit for a message of ours: at most `limit` characters."""
+    return " ".join(str(error).split())[:limit]
+
+
 class LongClipError(Exception):
     """Base of every error a user can mend."""
 

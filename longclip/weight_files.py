@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from longclip.errors import CheckpointError
+from longclip.errors import CheckpointError, one_line
 
 _ZIP, _PICKLE, _LFS_POINTER = b"PK\x03\x04", b"\x80", b"version https://git-lfs"
 _ONNX = b"\x08"  # the number of the first field, the version of its format
@@ -153,4 +153,4 @@ def _module_tensors(module: object, prefix: str = "") -> Iterator[tuple[str, Ten
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    return one_line(error, 200) or type(error).__name__

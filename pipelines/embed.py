@@ -84,13 +84,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         if corpus:
             table.require(corpus.schema)
             rows = corpus.data.rows
+            states = table.states()
             quarantine = start_quarantine(rows, settings.max_rejected_fraction)
-            embedded = embed_changes(corpus, table, quarantine, settings.commit_rows, lease.check)
+            embedded = embed_changes(corpus, table, states, quarantine, settings.commit_rows, lease.check)
             reasons = ray.get(quarantine.reasons.remote())
             rejected = len(reasons)
-            kept = corpus.ids - reasons.keys()
-            gone = [id for id in table.states() if id in reasons or (settings.delete_missing and id not in kept)]
-            deleted += table.delete(gone)
+            missing = states.keys() - corpus.ids if settings.delete_missing else set()
+            deleted += table.delete(reasons.keys() | missing)
             if reasons:
                 with whole_file(index / QUARANTINE) as local:
                     write_quarantine(reasons, settings.data, "embed", local)

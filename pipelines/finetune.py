@@ -47,9 +47,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     output = Path(storage_path("output", settings.output))
     checkpoint = initial_checkpoint(settings)
     train, validation = training_rows(settings), validation_rows(settings)
-    claim_directory(
-        "output", output, settings, FinetuneSettings.identity
-    )  # only now: a run that was refused must not claim the directory for its mistake
+    # Only now: a run that was refused must not claim the directory for its mistake.
+    claim_directory("output", output, settings, FinetuneSettings.identity)
 
     connect(settings.workers.count * settings.workers.cpus + DATA_CPUS)
     rows = train.data.rows + (validation.data.rows if validation else 0)

@@ -60,22 +60,22 @@ class Corpus:
 
 
 def embed_changes(
-    corpus: Corpus, table: IndexTable, quarantine: Any, commit_rows: int, check: Callable[[], None]
+    corpus: Corpus, table: IndexTable, states: States, quarantine: Any, commit_rows: int, check: Callable[[], None]
 ) -> int:
     """Embed the rows that the table does not have as they are, with this model; gives how many there were.
 
     Args:
         corpus: the rows.
         table: where they go; every commit stays, so a run that is killed goes on behind its last one.
+        states: what it has.
         quarantine: handle that takes rows that cannot be used.
         commit_rows: rows of a commit.
         check: called before every commit; raises where this job must not write any more.
     """
     columns = corpus.columns
     assert corpus.ids  # doubled ids are refused before anything is embedded
-    states = ray.put(table.states())
     changes = corpus.data.dataset([columns.id, columns.image, columns.caption, *corpus.metadata]).map_batches(
-        KeepChanges(columns, corpus.metadata, corpus.checkpoint_id, states), batch_size=READ_ROWS
+        KeepChanges(columns, corpus.metadata, corpus.checkpoint_id, ray.put(states)), batch_size=READ_ROWS
     )
     reading = {"caption": Reading(columns.caption)} if vector_column("caption") in corpus.schema.names else {}
     embedded = embed_dataset(

@@ -144,14 +144,14 @@ def local_copy(place: UPath) -> Iterator[Path]:
 
 def _through_the_gate(index: PublishedIndex, settings: PublishSettings) -> Manifest:
     """The manifest with as many probes as it takes, and what was measured; raises `SearchIndexError`."""
-    if "caption" not in index.targets:
+    if "caption" not in index.manifest.targets:
         raise SearchIndexError(
             f"exact_rows={settings.exact_rows} asks for a structure, which is measured with texts, but the index has no"
             " vectors of captions; set caption_vectors=true, or raise exact_rows"
         )
     table, probes = [], {}
     queries = {kind: _sample(index, target, settings) for kind, target in (("text", "caption"), ("image", "image"))}
-    for target in index.targets:
+    for target in index.manifest.targets:
         table += measure_probes(index, target, queries)
         probes[target] = fewest_probes(table, target, settings.min_recall)
     return replace(index.manifest, engine=index.manifest.engine | {"probes": probes}, gate=table)

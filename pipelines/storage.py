@@ -14,7 +14,7 @@ import fsspec
 import pyarrow.fs as pafs
 from upath import UPath
 
-from longclip.errors import ConfigError, DataError
+from longclip.errors import ConfigError, DataError, one_line
 from pipelines.settings import Settings, storage_path
 
 READ_SECONDS, CONNECT_SECONDS = 60, 10
@@ -135,7 +135,7 @@ def explained(field: str, path: UPath | str) -> Iterator[None]:
 
 
 def _explanation(error: Exception) -> str:
-    text = " ".join(str(error).split())[:300]
+    text = one_line(error)
     if isinstance(error, botocore.exceptions.NoCredentialsError | botocore.exceptions.PartialCredentialsError):
         return "needs credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or storage.anonymous=true"
     if isinstance(error, PermissionError):

@@ -31,7 +31,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT
 from ray.train import UserCallback
 
 from longclip.checkpoint import MANIFEST, Checkpoint, load_checkpoint, verify_checkpoint
-from longclip.errors import CheckpointError, ConfigError, PromotionError
+from longclip.errors import CheckpointError, ConfigError, PromotionError, one_line
 from longclip.files import file_sha256, whole_directory
 from pipelines.curves import curves_svg
 
@@ -110,7 +110,7 @@ def end_run(uri: str, run_id: str, succeeded: bool) -> None:
             client.log_text(run_id, curves_svg(history), "curves.svg")
         client.set_terminated(run_id, "FINISHED" if succeeded else "FAILED")
     except MlflowException as error:
-        _warn(f"MLflow does not take the end of run {run_id}: {_reason(error)}")
+        _warn(f"MLflow does not take the end of run {run_id}: {one_line(error, 200)}")
 
 
 class MetricsToMlflow(UserCallback):
@@ -143,7 +143,7 @@ class MetricsToMlflow(UserCallback):
                     self.waiting.popleft()
         except MlflowException as error:
             if not self.failed:
-                _warn(f"MLflow does not take metrics, training goes on and sends them later: {_reason(error)}")
+                _warn(f"MLflow does not take metrics, training goes on and sends them later: {one_line(error, 200)}")
             self.failed = True
 
 
@@ -215,7 +215,7 @@ def resolve_version(uri: str, model: str) -> Version:
         found = client.get_model_version_by_alias(name, alias) if at else client.get_model_version(name, version)
     except MlflowException as error:
         raise CheckpointError(
-            f"model '{model}' cannot be found in the registry at '{uri}': {_reason(error)}"
+            f"model '{model}' cannot be found in the registry at '{uri}': {one_line(error, 200)}"
         ) from error
     return Version(f"{MODELS}{name}/{found.version}", str(found.source))
 
@@ -240,7 +240,7 @@ def download_checkpoint(uri: str, model: str, directory: Path) -> None:
             tags = MlflowClient(uri).get_model_version(name, version).tags
             found = mlflow.artifacts.download_artifacts(artifact_uri=artifacts, dst_path=str(aside), tracking_uri=uri)
         except (MlflowException, OSError) as error:
-            raise CheckpointError(f"'{artifacts}' cannot be downloaded: {_reason(error)}") from error
+            raise CheckpointError(f"'{artifacts}' cannot be downloaded: {one_line(error, 200)}") from error
         downloaded = Path(found)
         verify_checkpoint(downloaded, tags.get(MANIFEST_TAG))
         for file in list(downloaded.iterdir()):
@@ -332,16 +332,13 @@ def _warn(message: str) -> None:
     print(f"warning: {message}", file=sys.stderr, flush=True)
 
 
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
-
-
 @contextmanager
 def _answering(uri: str) -> Iterator[None]:
     try:
         yield
     except MlflowException as error:
-        raise ConfigError(f"MLflow at '{uri}' cannot be used: {_reason(error)}; check MLFLOW_TRACKING_URI") from error
+        reason = one_line(error, 200)
+        raise ConfigError(f"MLflow at '{uri}' cannot be used: {reason}; check MLFLOW_TRACKING_URI") from error
 
 
 def _artifact_location(uri: str) -> str | None:

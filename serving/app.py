@@ -36,7 +36,6 @@ class AppArgs(BaseModel, extra="forbid"):
     max_replicas: int | None = Field(None, ge=1, description="more of them while many requests wait")
     replica_gpus: float = Field(0, ge=0, description="GPUs of each replica; may be a fraction")
     torch_threads: int = Field(2, ge=1, description="CPU threads, and CPUs, of each replica")
-
     revision: str = Field("", description="any text; a changed one makes `serve deploy` look at aliases again")
     image_hosts: list[str] = Field(
         [], description="hosts that images are fetched from by https address; without any, none is fetched"

@@ -10,14 +10,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from longclip.checkpoint import checkpoint_id, load_checkpoint, verify_checkpoint
-from longclip.errors import CheckpointError
+from longclip.errors import CheckpointError, one_line
 from longclip.images import ImageTransform
 from serving.cache import cached
 
 REGISTRY_SCHEME = "models:/"
 CHECKPOINT_PATH = "artifacts/checkpoint"
 """Where a registered pyfunc model keeps its checkpoint directory. Nothing else of it is downloaded or read."""
-
 
 MANIFEST_TAG = "manifest_sha256"
 """Tag of a version with the checksum of its checkpoint's manifest."""
@@ -120,9 +119,8 @@ def _locate(model: str, cache: str) -> Location:
     try:
         found = client.get_model_version_by_alias(name, alias) if at else client.get_model_version(name, version)
     except MlflowException as error:
-        reason = " ".join(str(error).split())[:300]
         raise CheckpointError(
-            f"model '{model}' cannot be found in the registry (MLFLOW_TRACKING_URI): {reason}"
+            f"model '{model}' cannot be found in the registry (MLFLOW_TRACKING_URI): {one_line(error)}"
         ) from error
     uri = f"{REGISTRY_SCHEME}{name}/{found.version}"
     return Location(name, str(found.version), uri, cache, str(found.source), found.tags.get(MANIFEST_TAG))
@@ -140,7 +138,7 @@ def _download(location: Location) -> Path:
         try:
             path = download_artifacts(artifact_uri=f"{location.uri}/{CHECKPOINT_PATH}", dst_path=str(aside))
         except (MlflowException, OSError) as error:
-            reason = " ".join(str(error).split())[:300]
+            reason = one_line(error)
             raise CheckpointError(f"cannot download {CHECKPOINT_PATH} of '{location.uri}': {reason}") from error
         verify_checkpoint(path, location.manifest_sha256)
         return Path(path)

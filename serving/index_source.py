@@ -7,6 +7,7 @@ from pathlib import Path
 import botocore.exceptions
 from upath import UPath
 
+from longclip.errors import one_line
 from longclip.index import (
     Manifest,
     PublishedIndex,
@@ -16,6 +17,8 @@ from longclip.index import (
     version_manifests,
 )
 from serving.cache import cached
+
+STORAGE_ERRORS = (OSError, botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError)
 
 
 @dataclass(frozen=True)
@@ -46,8 +49,8 @@ def find_index(index: str, checkpoint_id: str, cache: str) -> IndexVersion:
     root = UPath(place if "://" in place else str(Path(place).expanduser().absolute()))
     try:
         manifests = [found for found in version_manifests(root) if not number or found.version == int(number)]
-    except (OSError, botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError) as error:
-        reason = " ".join(str(error).split())[:300]
+    except STORAGE_ERRORS as error:
+        reason = one_line(error)
         raise SearchIndexError(f"index '{index}' cannot be read: {reason}; check its address and AWS_*") from error
     manifest = newest_version(manifests, checkpoint_id, index)
     return IndexVersion(str(version_directory(root, manifest.version)), manifest, str(Path(cache).expanduser()))
@@ -74,9 +77,8 @@ def _download(version: IndexVersion) -> Path:
     def download(aside: Path) -> Path:
         try:
             source.fs.get(f"{source.path.rstrip('/')}/", f"{aside}/index/", recursive=True)
-        except (OSError, botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError) as error:
-            reason = " ".join(str(error).split())[:300]
-            raise SearchIndexError(f"index '{version.uri}' cannot be downloaded: {reason}") from error
+        except STORAGE_ERRORS as error:
+            raise SearchIndexError(f"index '{version.uri}' cannot be downloaded: {one_line(error)}") from error
         return aside / "index"
 
     return cached(Path(version.cache) / "indexes" / key, download)

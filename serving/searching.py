@@ -47,13 +47,10 @@ class LocalSearcher:
     """An index in this process. Queries that arrive together and ask alike share one pass over its vectors."""
 
     def __init__(self, index: PublishedIndex) -> None:
+        self.info = index_info(index.manifest)
+        """What the index says of itself."""
         self._index = index
         self._batcher = MicroBatcher(self._run, lambda _: 1, MAX_BATCH_QUERIES, ThreadPoolExecutor(1, "search"))
-
-    @property
-    def info(self) -> schemas.IndexInfo:
-        """What the index says of itself."""
-        return index_info(self._index.manifest)
 
     async def search(
         self, query: np.ndarray, top_k: int, target: Target, filter: dict[str, Any] | None, exact: bool
@@ -81,7 +78,7 @@ class LocalSearcher:
         """An index in memory answers."""
 
     def _check_target(self, target: Target) -> None:
-        if target not in self._index.targets:
+        if target not in self.info.targets:
             raise ApiError(422, f"target: this index has no vectors of '{target}'", "invalid_value", "target")
 
     def _run(self, calls: list["_Call"]) -> list[list[Match]]:

@@ -19,8 +19,7 @@ from longclip.index.manifest import (
     version_directory,
     version_manifests,
 )
-from longclip.index.published import Match, PublishedIndex, merge_matches
-from longclip.index.shard import Shard
+from longclip.index.published import Match, PublishedIndex
 
 __all__ = [
     "Filter",
@@ -28,8 +27,6 @@ __all__ = [
     "Match",
     "PublishedIndex",
     "SearchIndexError",
-    "Shard",
-    "merge_matches",
     "newest_version",
     "parse_filter",
     "read_manifest",

@@ -1,6 +1,7 @@
 """What a published index says of itself."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,11 @@ TARGETS = ("image", "caption")
 def vectors_file(target: str) -> str:
     """File of a shard with the unit vectors `[n, E]` float32 of a target, as numpy saves them."""
     return f"{target}.npy"
+
+
+def targets_of(entry: Mapping[str, Any]) -> list[str]:
+    """What queries can be compared with in a shard, by its entry in the manifest."""
+    return [target for target in TARGETS if vectors_file(target) in entry["files"]]
 
 
 class SearchIndexError(DataError):
@@ -47,7 +53,7 @@ class Manifest:
     @property
     def targets(self) -> list[str]:
         """What queries can be compared with."""
-        return [target for target in TARGETS if vectors_file(target) in self.shards[0]["files"]]
+        return targets_of(self.shards[0])
 
 
 def version_directory(index: Any, version: int) -> Any:

@@ -1,6 +1,6 @@
-"""A published version of an index, opened for search: some or all of its shards."""
+"""A published version of an index, opened for search."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,10 @@ class PublishedIndex:
     def __init__(self, manifest: Manifest, shards: Sequence[Shard]) -> None:
         self.manifest = manifest
         self.shards = shards
-        self._metadata = [name for name in shards[0].items.schema.names if name not in ITEM_COLUMNS]
+        self.filter_schema: dict[str, pa.DataType] = {
+            field.name: field.type for field in shards[0].items.schema if field.name not in ITEM_COLUMNS
+        }
+        """Types of the columns that can be filtered by."""
         self._rows: dict[str, tuple[int, int]] = {
             id: (number, row)
             for number, shard in enumerate(shards)
@@ -37,14 +40,11 @@ class PublishedIndex:
         }
 
     @classmethod
-    def open(
-        cls, directory: str | Path, shards: Collection[int] | None = None, manifest: Manifest | None = None
-    ) -> "PublishedIndex":
+    def open(cls, directory: str | Path, manifest: Manifest | None = None) -> "PublishedIndex":
         """Open a published version that lies on this machine, and verify it.
 
         Args:
             directory: `INDEX/published/N`.
-            shards: numbers of the shards to open; all where None.
             manifest: what it will say of itself, where it is not written yet.
 
         Raises:
@@ -52,28 +52,17 @@ class PublishedIndex:
         """
         directory = Path(directory)
         manifest = manifest or read_manifest(directory)
-        numbers = range(len(manifest.shards)) if shards is None else sorted(shards)
         opened = [
-            Shard.open(directory / shard_name(number), manifest.shards[number], manifest.embedding_dim)
-            for number in numbers
+            Shard.open(directory / shard_name(number), entry, manifest.embedding_dim)
+            for number, entry in enumerate(manifest.shards)
         ]
         index = cls(manifest, opened)
         count = sum(len(shard) for shard in opened)
         if len(index._rows) != count:
             raise SearchIndexError(f"index '{directory}': {count - len(index._rows)} ids occur more than once")
-        if shards is None and count != manifest.count:
+        if count != manifest.count:
             raise SearchIndexError(f"index '{directory}' has {count} items, its manifest says {manifest.count}")
         return index
-
-    @property
-    def targets(self) -> tuple[str, ...]:
-        """What queries can be compared with."""
-        return tuple(self.shards[0].vectors)
-
-    @property
-    def filter_schema(self) -> dict[str, pa.DataType]:
-        """Types of the columns that can be filtered by."""
-        return {name: self.shards[0].items.schema.field(name).type for name in self._metadata}
 
     def search(
         self,
@@ -94,12 +83,11 @@ class PublishedIndex:
             exact: compare with every item, whatever structure there is.
             probes: lists to look into, instead of as many as were found good when the index was published.
         """
-        if not exact:
-            probes = probes or self.manifest.engine.get("probes", {}).get(target)
+        probes = None if exact else probes or self.manifest.engine.get("probes", {}).get(target)
         parts = []
         for shard in self.shards:
             mask = None if filter is None else filter.mask(shard.items)
-            found = shard.search(queries, target, top_k, mask, None if exact else probes)
+            found = shard.search(queries, target, top_k, mask, probes)
             parts.append(
                 [
                     [self._match(shard, row, score) for row, score in zip(rows.tolist(), scores.tolist(), strict=True)]
@@ -109,7 +97,7 @@ class PublishedIndex:
         return [merge_matches(list(lists), top_k) for lists in zip(*parts, strict=True)]
 
     def _match(self, shard: Shard, row: int, score: float) -> Match:
-        metadata = {name: shard.items[name][row].as_py() for name in self._metadata}
+        metadata = {name: shard.items[name][row].as_py() for name in self.filter_schema}
         return Match(shard.items["id"][row].as_py(), score, shard.items["caption"][row].as_py(), metadata)
 
     def vector(self, id: str, target: str = "image") -> np.ndarray | None:

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from longclip.files import file_sha256
-from longclip.index.manifest import SearchIndexError, vectors_file
+from longclip.index.manifest import SearchIndexError, targets_of, vectors_file
 
 Vectors = Mapping[str, np.ndarray]
 """Arrays by target."""
@@ -117,7 +117,7 @@ class Shard:
         """
         for name, expected in entry["files"].items():
             _verify_checksum(directory, name, expected)
-        targets = [name.removesuffix(".npy") for name in entry["files"] if name.endswith(".npy")]
+        targets = targets_of(entry)
         try:
             vectors = {
                 target: np.load(directory / vectors_file(target), mmap_mode="r", allow_pickle=False)

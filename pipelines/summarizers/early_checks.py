@@ -8,7 +8,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
 )
 
-from longclip.errors import CheckpointError, ConfigError
+from longclip.errors import CheckpointError, ConfigError, one_line
 from pipelines.summarizers.embedding import embedding_source
 from pipelines.summarizers.generation import chat_texts
 from pipelines.summarizers.loading import model_source, reading
@@ -79,7 +79,7 @@ def _check_template(strategy: str, tokenizer: Any, settings: Chat | Vllm) -> Non
     try:
         chat_texts(tokenizer, [settings.messages("A caption.")], settings.template_options)
     except Exception as error:  # a template raises what its author likes
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise ConfigError(
             f"{strategy}.model='{settings.model}': its chat template refuses the conversation: {reason}; set"
             f" {strategy}.system to nothing if it takes no system message, and check {strategy}.template_options"

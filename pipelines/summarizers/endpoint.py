@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPException
 from typing import Any
 
-from longclip.errors import ConfigError
+from longclip.errors import ConfigError, one_line
 from pipelines.summarizers.settings import Endpoint
 
 KEY_VARIABLES = ("LONGCLIP_LLM_API_KEY", "OPENAI_API_KEY")
@@ -84,7 +84,7 @@ class EndpointSummaries:
                     raise RequestError(problem) from error
                 pause = _seconds(error.headers.get("Retry-After")) or pause
             except (OSError, HTTPException) as error:  # no connection, a timeout, an answer cut off
-                problem = _one_line(str(error)) or type(error).__name__
+                problem = one_line(error, 200) or type(error).__name__
             if attempt + 1 < self.settings.attempts:
                 time.sleep(min(pause, LONGEST_PAUSE_SECONDS))
         raise RequestError(problem)
@@ -118,19 +118,15 @@ def answer_text(body: bytes) -> str:
     except (ValueError, LookupError, TypeError):
         text = body
     if not isinstance(text, str | None):
-        raise RequestError(f"no chat completion: {_one_line(body[:200].decode(errors='replace'))}")
+        raise RequestError(f"no chat completion: {one_line(body[:200].decode(errors='replace'), 200)}")
     return text or ""
 
 
 def _error_text(error: urllib.error.HTTPError) -> str:
     with error, contextlib.suppress(OSError, HTTPException):  # the server may break off here too
-        return _one_line(error.read(1000).decode(errors="replace"))
+        return one_line(error.read(1000).decode(errors="replace"), 200)
     return ""
 
 
 def _seconds(header: str | None) -> float | None:
     return float(header) if header and header.strip().isdigit() else None
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())[:200]

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from longclip.errors import CheckpointError, LongClipError
+from longclip.errors import CheckpointError, LongClipError, one_line
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -39,7 +39,7 @@ def reading(field: str, model: str) -> Iterator[None]:
     except LongClipError:
         raise
     except Exception as error:  # they share no base class
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error)
         raise CheckpointError(f"{field}='{model}' cannot be read: {reason or type(error).__name__}") from error
 
 
