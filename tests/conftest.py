@@ -3,6 +3,7 @@
 import io
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -68,6 +69,13 @@ def needs_programs(*names: str, packages: str = "chromium, chromium-driver") -> 
     if missing and os.environ.get("LONGCLIP_REQUIRE_SYSTEM_PACKAGES"):
         pytest.exit(f"{missing} must be installed here", returncode=1)
     return pytest.mark.skipif(bool(missing), reason=f"{missing} not installed (Debian packages {packages})")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_ray_is_left() -> Iterator[None]:
+    """A module that leaves its Ray running fails itself, not the next one that starts its own."""
+    yield
+    assert "ray" not in sys.modules or not sys.modules["ray"].is_initialized(), "use the fixture ray_cluster"
 
 
 @pytest.fixture(scope="module")

@@ -129,7 +129,11 @@ def report(step: int) -> list[dict[str, Any]]:
 
 
 def test_training_goes_on_while_mlflow_is_down_and_its_metrics_arrive_later(
-    server: MlflowServer, checkpoints: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    server: MlflowServer,
+    checkpoints: list[Path],
+    ray_cluster: None,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     run_id = tracking.start_run(server.url, "outage", "training", {"seed": 1})
     callback = tracking.MetricsToMlflow(server.url, run_id)
