@@ -5,6 +5,7 @@ of the builder's argument to validate what it is given.
 """
 
 import os
+from typing import Any
 
 from pydantic import BaseModel, Field, model_validator
 from ray import serve
@@ -16,11 +17,17 @@ from serving.index_source import find_index, open_index
 from serving.inputs import MAX_REQUESTS
 from serving.middleware import key_digest
 from serving.replica import Replica
+from serving.retriever import Retriever, check_retrievers, verify_shards
 
 API_KEYS = "LONGCLIP_API_KEYS"
 MIN_KEY_LENGTH = 16
-DRAIN_SECONDS = 30.0
-HEALTH_SECONDS = 5.0
+RETRIEVER_CPUS = 1
+LIMITS: dict[str, Any] = {
+    # A replica itself refuses what is too much, with the status that clients understand.
+    "max_ongoing_requests": 4 * MAX_REQUESTS,
+    "graceful_shutdown_timeout_s": 30.0,
+    "health_check_period_s": 5.0,
+}
 
 
 class AppArgs(BaseModel, extra="forbid"):
@@ -36,6 +43,16 @@ class AppArgs(BaseModel, extra="forbid"):
     max_replicas: int | None = Field(None, ge=1, description="more of them while many requests wait")
     replica_gpus: float = Field(0, ge=0, description="GPUs of each replica; may be a fraction")
     torch_threads: int = Field(2, ge=1, description="CPU threads, and CPUs, of each replica")
+    retrievers: int = Field(
+        0, ge=0, description="processes that share out the shards of the index; without any, each replica holds all"
+    )
+    max_surge_percent: int = Field(
+        20,
+        ge=0,
+        le=100,
+        description="new replicas that start before old ones stop when the application is changed, rounded up; the"
+        " cluster must have room for them. With 0 old ones stop first, and a single replica answers nothing meanwhile",
+    )
     revision: str = Field("", description="any text; a changed one makes `serve deploy` look at aliases again")
     image_hosts: list[str] = Field(
         [], description="hosts that images are fetched from by https address; without any, none is fetched"
@@ -45,6 +62,12 @@ class AppArgs(BaseModel, extra="forbid"):
     def _replicas_in_order(self) -> "AppArgs":
         if self.max_replicas is not None and self.max_replicas < self.replicas:
             raise ValueError(f"max_replicas={self.max_replicas} is less than replicas={self.replicas}")
+        return self
+
+    @model_validator(mode="after")
+    def _shards_of_something(self) -> "AppArgs":
+        if self.retrievers and self.index is None:
+            raise ValueError(f"retrievers={self.retrievers} share out an index; set index, too")
         return self
 
 
@@ -59,21 +82,38 @@ def build(args: AppArgs) -> Application:
     """
     keys = api_keys()
     model = open_model(args.model, args.cache)
-    index = None
+    index, retrievers = None, None
     if args.index is not None:
         index = find_index(args.index, model.checkpoint_id, args.cache)
-        open_index(index)  # a damaged one is refused here, not by replicas that restart again and again
+        if args.retrievers:
+            check_retrievers(args.retrievers, index)
+            verify_shards(index)
+            retrievers = serve.deployment(
+                Retriever,
+                name="retriever",
+                num_replicas=args.retrievers,
+                ray_actor_options={"num_cpus": RETRIEVER_CPUS},
+                max_surge_percent=args.max_surge_percent,
+                **LIMITS,
+            ).bind(args.cache)
+        else:
+            open_index(index)  # a damaged one is refused here, not by replicas that restart again and again
     scaled = {"min_replicas": args.replicas, "max_replicas": args.max_replicas, "target_ongoing_requests": 8}
     return serve.deployment(
         Replica,
         name="longclip",
         **({"autoscaling_config": scaled} if args.max_replicas else {"num_replicas": args.replicas}),
         ray_actor_options={"num_cpus": args.torch_threads, "num_gpus": args.replica_gpus},
-        # The replica itself refuses what is too much, with the status that clients understand.
-        max_ongoing_requests=4 * MAX_REQUESTS,
-        graceful_shutdown_timeout_s=DRAIN_SECONDS,
-        health_check_period_s=HEALTH_SECONDS,
-    ).bind(model, args.torch_threads, index, frozenset(key_digest(key) for key in keys), frozenset(args.image_hosts))
+        max_surge_percent=args.max_surge_percent,
+        **LIMITS,
+    ).bind(
+        model,
+        args.torch_threads,
+        index,
+        retrievers,
+        frozenset(key_digest(key) for key in keys),
+        frozenset(args.image_hosts),
+    )
 
 
 def api_keys() -> list[str]:

@@ -1,6 +1,8 @@
 """The index to serve: the newest version that was made with the model, found once, fetched by every replica."""
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,16 +11,17 @@ from upath import UPath
 
 from longclip.errors import one_line
 from longclip.index import (
+    MANIFEST,
     Manifest,
     PublishedIndex,
     SearchIndexError,
     newest_version,
+    parse_manifest,
+    shard_name,
     version_directory,
     version_manifests,
 )
 from serving.cache import cached
-
-STORAGE_ERRORS = (OSError, botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError)
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,11 @@ class IndexVersion:
     manifest: Manifest
     cache: str
     """Directory of this node that keeps what was downloaded."""
+
+    @property
+    def digest(self) -> str:
+        """Another one for other content, or the same content in another place."""
+        return hashlib.sha256(f"{self.uri}\0{self.manifest}".encode()).hexdigest()[:16]
 
 
 def find_index(index: str, checkpoint_id: str, cache: str) -> IndexVersion:
@@ -47,11 +55,8 @@ def find_index(index: str, checkpoint_id: str, cache: str) -> IndexVersion:
     if not (at and number.isdecimal()):
         place, number = index, ""
     root = UPath(place if "://" in place else str(Path(place).expanduser().absolute()))
-    try:
+    with _reading(index):
         manifests = [found for found in version_manifests(root) if not number or found.version == int(number)]
-    except STORAGE_ERRORS as error:
-        reason = one_line(error)
-        raise SearchIndexError(f"index '{index}' cannot be read: {reason}; check its address and AWS_*") from error
     manifest = newest_version(manifests, checkpoint_id, index)
     return IndexVersion(str(version_directory(root, manifest.version)), manifest, str(Path(cache).expanduser()))
 
@@ -64,21 +69,54 @@ def open_index(version: IndexVersion) -> PublishedIndex:
     """
     index = PublishedIndex.open(_download(version))
     if index.manifest != version.manifest:
-        raise SearchIndexError(f"index '{version.uri}' changed since the application was built; deploy again")
+        raise _changed(version.uri)
     return index
 
 
-def _download(version: IndexVersion) -> Path:
-    source = UPath(version.uri)
+def reread(uri: str, digest: str, cache: str) -> IndexVersion:
+    """The version that `find_index` found, by its `uri` and `digest`.
+
+    Raises:
+        SearchIndexError: it cannot be read, or is not what was found any more.
+    """
+    with _reading(uri):
+        content = (UPath(uri) / MANIFEST).read_bytes()
+    version = IndexVersion(uri, parse_manifest(content, uri), cache)
+    if version.digest != digest:
+        raise _changed(uri)
+    return version
+
+
+def open_shard(version: IndexVersion, number: int) -> PublishedIndex:
+    """Open one shard of a version on this node, of which nothing else is downloaded.
+
+    Raises:
+        SearchIndexError: it is damaged, or is not what was found any more.
+    """
+    return PublishedIndex.open_shard(_download(version, shard_name(number)), version.manifest, number)
+
+
+def _download(version: IndexVersion, part: str = "") -> Path:
+    source = UPath(version.uri) / part
     if source.protocol in ("", "file", "local"):
         return Path(source.path)
-    key = hashlib.sha256(f"{version.uri}\0{version.manifest}".encode()).hexdigest()[:16]
 
     def download(aside: Path) -> Path:
-        try:
+        with _reading(str(source)):
             source.fs.get(f"{source.path.rstrip('/')}/", f"{aside}/index/", recursive=True)
-        except STORAGE_ERRORS as error:
-            raise SearchIndexError(f"index '{version.uri}' cannot be downloaded: {one_line(error)}") from error
         return aside / "index"
 
-    return cached(Path(version.cache) / "indexes" / key, download)
+    return cached(Path(version.cache) / "indexes" / version.digest / (part or "whole"), download)
+
+
+@contextmanager
+def _reading(place: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError) as error:
+        reason = one_line(error)
+        raise SearchIndexError(f"index '{place}' cannot be read: {reason}; check its address and AWS_*") from error
+
+
+def _changed(uri: str) -> SearchIndexError:
+    return SearchIndexError(f"index '{uri}' changed since the application was built; deploy again")

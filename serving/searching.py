@@ -56,14 +56,14 @@ class LocalSearcher:
         self, query: np.ndarray, top_k: int, target: Target, filter: dict[str, Any] | None, exact: bool
     ) -> list[Match]:
         """The `top_k` best matches of a unit vector `[E]`, best first."""
-        self._check_target(target)
+        check_target(self.info, target)
         parsed = read_filter(filter, self._index.filter_schema)
         (matches,) = await self._batcher.submit([_Call(query, top_k, target, parsed, exact)])
         return matches
 
     async def vector(self, id: str, target: Target) -> np.ndarray | None:
         """The unit vector `[E]` of an item; None where the index has no such id."""
-        self._check_target(target)
+        check_target(self.info, target)
         return self._index.vector(id, target)
 
     async def thumbnail(self, id: str) -> bytes | None:
@@ -76,10 +76,6 @@ class LocalSearcher:
 
     async def check(self) -> None:
         """An index in memory answers."""
-
-    def _check_target(self, target: Target) -> None:
-        if target not in self.info.targets:
-            raise ApiError(422, f"target: this index has no vectors of '{target}'", "invalid_value", "target")
 
     def _run(self, calls: list["_Call"]) -> list[list[Match]]:
         alike: dict[tuple[Target, bool], list[int]] = {}
@@ -109,6 +105,12 @@ class _Call:
     target: Target
     filter: Filter | None
     exact: bool
+
+
+def check_target(info: schemas.IndexInfo, target: Target) -> None:
+    """Raises `ApiError` where an index has no vectors of a target."""
+    if target not in info.targets:
+        raise ApiError(422, f"target: this index has no vectors of '{target}'", "invalid_value", "target")
 
 
 def read_filter(filter: dict[str, Any] | None, schema: Mapping[str, pa.DataType]) -> Filter | None:

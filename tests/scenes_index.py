@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw
 
 from longclip.checkpoint import Checkpoint, checkpoint_id
 from longclip.encode import encode_image, encode_text, unit
+from longclip.index import shard_name
 from longclip.index.manifest import MANIFEST, MANIFEST_VERSION, PUBLISHED
 from longclip.index.shard import write_shard
 from longclip.tokenizer import tokenize
@@ -51,7 +52,9 @@ def library_image_embedding(checkpoint: Checkpoint, *images: bytes) -> np.ndarra
         return unit(encode_image(checkpoint.model, checkpoint.transform.normalize(pixels))).numpy()
 
 
-def write_index(directory: Path, checkpoint: Checkpoint, checkpoint_dir: Path, count: int = COUNT) -> Path:
+def write_index(
+    directory: Path, checkpoint: Checkpoint, checkpoint_dir: Path, count: int = COUNT, shards: int = 1
+) -> Path:
     """An index of `count` scenes with one published version, in the format that the embed pipeline writes."""
     scenes = [scene(seed) for seed in range(count)]
     vectors = {
@@ -65,17 +68,26 @@ def write_index(directory: Path, checkpoint: Checkpoint, checkpoint_dir: Path, c
         "number": list(range(count)),
         "parity": [None if seed == 0 else ("even", "odd")[seed % 2] for seed in range(count)],
     }
-    write_version(directory, 1, pa.table(items), vectors, checkpoint_id=checkpoint_id(checkpoint_dir))
+    write_version(directory, 1, pa.table(items), vectors, shards=shards, checkpoint_id=checkpoint_id(checkpoint_dir))
     return directory
 
 
 def write_version(
-    index: Path, number: int, items: pa.Table, vectors: dict[str, np.ndarray], lists: int = 0, **changes: object
+    index: Path,
+    number: int,
+    items: pa.Table,
+    vectors: dict[str, np.ndarray],
+    lists: int = 0,
+    shards: int = 1,
+    **changes: object,
 ) -> Path:
-    """A published version of one shard, its manifest with `changes`; gives its directory."""
+    """A published version, its manifest with `changes`; gives its directory."""
     directory = index / PUBLISHED / f"{number:06d}"
-    (directory / "0000").mkdir(parents=True)
-    entry = write_shard(directory / "0000", [(items, vectors)], items.num_rows, lists)
+    entries = []
+    for shard, rows in enumerate(np.array_split(np.arange(items.num_rows), shards)):
+        part = {target: values[rows] for target, values in vectors.items()}
+        (directory / shard_name(shard)).mkdir(parents=True)
+        entries.append(write_shard(directory / shard_name(shard), [(items.take(rows), part)], len(rows), lists))
     engine = {"name": "ivf", "lists": lists, "probes": dict.fromkeys(vectors, lists)} if lists else {"name": "exact"}
     schema = {field.name: str(field.type) for field in items.schema}
     manifest = {
@@ -85,7 +97,7 @@ def write_version(
         "embedding_dim": next(iter(vectors.values())).shape[1],
         "context_length": 248,
         "count": items.num_rows,
-        "shards": [entry],
+        "shards": entries,
         "engine": engine,
         "gate": [],
         "metadata": {name: kind for name, kind in schema.items() if name not in ("id", "caption", "thumbnail")},

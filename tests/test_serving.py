@@ -41,7 +41,7 @@ def local_serve() -> Iterator[str]:
         port = free.getsockname()[1]
     ray.init(
         address="local",
-        num_cpus=4,
+        num_cpus=6,
         include_dashboard=False,
         object_store_memory=100 * 2**20,
         log_to_driver=False,

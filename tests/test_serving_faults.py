@@ -43,7 +43,7 @@ class Variant:
         save_checkpoint(checkpoint or new_model(tiny_config()), self.model, {"origin": "test"})
         self.checkpoint = load_checkpoint(self.model)
         self.id = checkpoint_id(self.model)
-        self.index = write_index(directory / "index", self.checkpoint, self.model, COUNT)
+        self.index = write_index(directory / "index", self.checkpoint, self.model, COUNT, shards=3)
         pictures = library_image_embedding(self.checkpoint, *(scene(seed)[0] for seed in range(COUNT)))
         self.scores = np.sort(pictures @ library_text_embedding(self.checkpoint, QUERY)[0])[::-1][:5]
 
@@ -118,14 +118,17 @@ def replica_pids() -> list[int]:
     return [pid for pid, name in processes_below(os.getpid()) if "ServeReplica" in name and is_running(pid)]
 
 
-def test_a_model_and_its_index_change_in_one_switch_and_back(url: str, variants: tuple[Variant, Variant]) -> None:
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_a_model_and_its_index_change_in_one_switch_and_back(
+    url: str, variants: tuple[Variant, Variant], replicas: int
+) -> None:
     first, second = variants
-    serve.run(build(first.args(replicas=2)), route_prefix="/")
+    serve.run(build(first.args(replicas=replicas)), route_prefix="/")
     with Load(url) as load:
         load.wait_for(40)
-        serve.run(build(second.args(replicas=2)), route_prefix="/")
+        serve.run(build(second.args(replicas=replicas)), route_prefix="/")
         load.wait_for(40)
-        serve.run(build(first.args(replicas=2)), route_prefix="/")
+        serve.run(build(first.args(replicas=replicas)), route_prefix="/")
         load.wait_for(40)
     assert load.errors == []
     served = [check_answer(response, first, second) for response in load.answers]

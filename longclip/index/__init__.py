@@ -12,24 +12,30 @@ Needs numpy and pyarrow; `faiss-cpu` where an index is large, `pylance` to write
 
 from longclip.index.filters import Filter, parse_filter
 from longclip.index.manifest import (
+    MANIFEST,
     Manifest,
     SearchIndexError,
     newest_version,
+    parse_manifest,
     read_manifest,
     version_directory,
     version_manifests,
 )
-from longclip.index.published import Match, PublishedIndex
+from longclip.index.published import Match, PublishedIndex, merge_matches, shard_name
 
 __all__ = [
+    "MANIFEST",
     "Filter",
     "Manifest",
     "Match",
     "PublishedIndex",
     "SearchIndexError",
+    "merge_matches",
     "newest_version",
     "parse_filter",
+    "parse_manifest",
     "read_manifest",
+    "shard_name",
     "version_directory",
     "version_manifests",
 ]

@@ -1,4 +1,4 @@
-"""A published version of an index, opened for search."""
+"""A published version of an index, or a shard of it, opened for search."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -63,6 +63,20 @@ class PublishedIndex:
         if count != manifest.count:
             raise SearchIndexError(f"index '{directory}' has {count} items, its manifest says {manifest.count}")
         return index
+
+    @classmethod
+    def open_shard(cls, directory: str | Path, manifest: Manifest, number: int) -> "PublishedIndex":
+        """Open one shard of a version, as an index of its items alone.
+
+        Args:
+            directory: the shard's own.
+            manifest: what the version says of itself.
+            number: which of its shards this is.
+
+        Raises:
+            SearchIndexError: it is missing or damaged.
+        """
+        return cls(manifest, [Shard.open(Path(directory), manifest.shards[number], manifest.embedding_dim)])
 
     def search(
         self,
