@@ -15,7 +15,7 @@ import torch
 from mlflow.tracking import MlflowClient
 from torch.nn.functional import cross_entropy, normalize
 
-from longclip.checkpoint import MANIFEST, new_model, save_checkpoint, verify_checkpoint
+from longclip.checkpoint import new_model, save_checkpoint, verify_checkpoint
 from longclip.encode import encode_image, encode_text
 from longclip.errors import CheckpointError, ConfigError, PromotionError
 from longclip.significance import compare_paired
@@ -24,6 +24,7 @@ from pipelines import promote, rollback, tracking
 from pipelines.gates import gate
 from pipelines.protocols import Protocol, Task
 from tests.conftest import picture, tiny_config
+from tests.tampering import TAMPERINGS
 
 ROWS = 24
 LETTERS = "abcdefghijklmnopqrstuvwx"
@@ -201,29 +202,6 @@ def test_a_lock_that_was_left_is_named(uri: str, versions: MlflowClient) -> None
     with pytest.raises(PromotionError, match="delete the registered model 'longclip--champion-is-moved'"):
         tracking.move_alias(uri, "longclip", "champion", "1", "2")
     assert champion(uri) == "1"
-
-
-def change_weights(checkpoint: Path) -> None:
-    content = bytearray((checkpoint / "model.safetensors").read_bytes())
-    content[-1] ^= 1
-    (checkpoint / "model.safetensors").write_bytes(content)
-
-
-def change_weights_and_manifest(checkpoint: Path) -> None:
-    before = tracking.file_sha256(checkpoint / "model.safetensors")
-    change_weights(checkpoint)
-    text = (checkpoint / MANIFEST).read_text()
-    (checkpoint / MANIFEST).write_text(text.replace(before, tracking.file_sha256(checkpoint / "model.safetensors")))
-
-
-TAMPERINGS: dict[str, Callable[[Path], object]] = {
-    "the content of 'model.safetensors' was changed": change_weights,
-    "its longclip.json was changed": change_weights_and_manifest,
-    "'pytorch_model.bin' is not in its manifest": lambda path: (path / "pytorch_model.bin").write_bytes(b"\x80"),
-    "'config.json' is missing": lambda path: (path / "config.json").unlink(),
-    "it has no longclip.json": lambda path: (path / MANIFEST).unlink(),
-    "'more' is a link or a directory": lambda path: shutil.copytree(path, path / "more"),
-}
 
 
 @pytest.mark.slow

@@ -1,16 +1,22 @@
 """Finding the model to serve: directories, and versions and aliases of a real MLflow registry."""
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
+import mlflow
 import pytest
+from mlflow import MlflowClient
 
-from longclip.checkpoint import Checkpoint, checkpoint_id
+from longclip.checkpoint import MANIFEST, Checkpoint, checkpoint_id
 from longclip.errors import CheckpointError, LongClipError
+from longclip.files import file_sha256
 from longclip.index import SearchIndexError
 from serving.app import AppArgs, build
-from serving.artifacts import fetch, open_model
+from serving.artifacts import CHECKPOINT_PATH, MANIFEST_TAG, fetch, open_model
+from tests.s3_server import free_ports
 from tests.scenes_index import change_manifest, write_index
+from tests.tampering import TAMPERINGS
 
 PYFUNC = """
 import mlflow
@@ -24,9 +30,8 @@ mlflow.models.set_model(Embedding())
 
 
 @pytest.fixture(scope="module")
-def registry(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint_dir: Path):  # type: ignore[no-untyped-def]
+def registry(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint_dir: Path) -> Iterator[MlflowClient]:
     """A registry with `longclip` version 1, alias champion; yields the MLflow client."""
-    mlflow = pytest.importorskip("mlflow")
     folder = tmp_path_factory.mktemp("registry")
     uri = f"sqlite:///{folder}/mlflow.db"
     checkpoint = Path(shutil.copytree(tiny_checkpoint_dir, folder / "checkpoint"))
@@ -44,15 +49,16 @@ def registry(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint_dir: Path
                 pip_requirements=[],
             )
         mlflow.register_model(f"models:/{logged.model_id}", "longclip")
-        client = mlflow.MlflowClient()
+        client = MlflowClient()
         client.set_registered_model_alias("longclip", "champion", "1")
+        client.set_model_version_tag("longclip", "1", MANIFEST_TAG, file_sha256(checkpoint / MANIFEST))
         yield client
     mlflow.set_tracking_uri(None)
 
 
 @pytest.mark.parametrize("model", ["models:/longclip/1", "models:/longclip@champion"])
-def test_a_registered_model_is_pinned_and_fetched(  # type: ignore[no-untyped-def]
-    registry, model: str, tmp_path: Path, tiny_checkpoint_dir: Path
+def test_a_registered_model_is_pinned_and_fetched(
+    registry: MlflowClient, model: str, tmp_path: Path, tiny_checkpoint_dir: Path
 ) -> None:
     found = open_model(model, str(tmp_path / "cache"))
     assert (found.location.name, found.version, found.location.uri) == ("longclip", "1", "models:/longclip/1")
@@ -74,13 +80,13 @@ def test_a_registered_model_is_pinned_and_fetched(  # type: ignore[no-untyped-de
         ("models:/@champion", "neither models:/NAME/VERSION nor"),
     ],
 )
-def test_an_unknown_model_is_refused(registry, model: str, message: str, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_an_unknown_model_is_refused(registry: MlflowClient, model: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=message) as refused:
         open_model(model, str(tmp_path))
     assert "\n" not in str(refused.value)
 
 
-def test_a_model_without_a_checkpoint_is_refused(registry, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_a_model_without_a_checkpoint_is_refused(registry: MlflowClient, tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
     registry.create_registered_model("bare")
@@ -90,8 +96,58 @@ def test_a_model_without_a_checkpoint_is_refused(registry, tmp_path: Path) -> No
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-def test_the_application_is_built_from_the_registry(  # type: ignore[no-untyped-def]
-    registry, tmp_path: Path, tiny_checkpoint: Checkpoint, tiny_checkpoint_dir: Path
+@pytest.fixture
+def stored(registry: MlflowClient, tmp_path: Path) -> Iterator[Path]:
+    """Where the registry keeps the registered model; put back as it was afterwards."""
+    place = Path(registry.get_model_version_download_uri("longclip", "1").removeprefix("file://"))
+    shutil.copytree(place, tmp_path / "before")
+    yield place
+    shutil.rmtree(place)
+    shutil.copytree(tmp_path / "before", place)
+
+
+@pytest.mark.parametrize("reason", TAMPERINGS)
+def test_a_version_that_was_tampered_with_is_refused(stored: Path, tmp_path: Path, reason: str) -> None:
+    found = open_model("models:/longclip/1", str(tmp_path / "builder"))
+    TAMPERINGS[reason](stored / CHECKPOINT_PATH)
+    with pytest.raises(CheckpointError, match=reason):
+        open_model("models:/longclip/1", str(tmp_path / "cache"))
+    assert list((tmp_path / "cache").iterdir()) == [], "what was refused is not kept"
+    TAMPERINGS[reason](fetch(found))
+    with pytest.raises(CheckpointError, match=reason):
+        fetch(found)
+
+
+def test_code_that_lies_beside_a_checkpoint_is_not_run(stored: Path, tmp_path: Path) -> None:
+    """MLflow itself would import the loader that an `MLmodel` names, whatever it forbids to unpickle."""
+    canary = tmp_path / "canary"
+    code = f"import pathlib\npathlib.Path({str(canary)!r}).touch()\n"
+    (stored / "code").mkdir()
+    (stored / "code" / "loader.py").write_text(code)
+    (stored / "MLmodel").write_text("flavors:\n  python_function:\n    loader_module: loader\n    code: code\n")
+    for file in stored.glob("*.py"):
+        file.write_text(code)
+    open_model("models:/longclip/1", str(tmp_path / "cache"))
+    assert not canary.exists()
+    assert not list((tmp_path / "cache").rglob("*.py"))
+
+
+def test_what_was_fetched_once_needs_no_registry_any_more(
+    registry: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A replica that starts anew while the registry is down takes what its node has; a build says what is missing."""
+    found = open_model("models:/longclip@champion", str(tmp_path / "cache"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_ports(1)[0]}")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    mlflow.set_tracking_uri(None)
+    assert checkpoint_id(fetch(found)) == found.checkpoint_id
+    with pytest.raises(CheckpointError, match=r"cannot be found in the registry \(MLFLOW_TRACKING_URI\)") as refused:
+        open_model("models:/longclip@champion", str(tmp_path / "cache"))
+    assert "\n" not in str(refused.value)
+
+
+def test_the_application_is_built_from_the_registry(
+    registry: MlflowClient, tmp_path: Path, tiny_checkpoint: Checkpoint, tiny_checkpoint_dir: Path
 ) -> None:
     index = write_index(tmp_path / "index", tiny_checkpoint, tiny_checkpoint_dir, count=2)
     build(AppArgs(model="models:/longclip@champion", index=str(index), cache=str(tmp_path / "cache")))
