@@ -46,5 +46,11 @@ class PromotionError(LongClipError):
     exit_code = 6
 
 
+class DiskFullError(LongClipError):
+    """What was written did not fit; nothing half-written is left where others read."""
+
+    exit_code = 7
+
+
 class ImageError(DataError):
     """One image cannot be decoded. Rows that raise it are quarantined, not fatal."""

@@ -9,7 +9,8 @@ from typing import NoReturn
 
 import ray
 
-from longclip.errors import LongClipError
+from longclip.errors import DiskFullError, LongClipError, one_line
+from pipelines.storage import MAKE_ROOM, disk_is_full
 
 
 def run_entry(main: Callable[[], None]) -> NoReturn:
@@ -44,6 +45,8 @@ def user_error(error: BaseException) -> LongClipError | None:
         inner = getattr(candidate, "cause", None)
         if isinstance(candidate, LongClipError) and not isinstance(inner, BaseException):
             return candidate
+        if disk_is_full(candidate):
+            return DiskFullError(f"{one_line(candidate)}; {MAKE_ROOM}")
         candidates += [candidate.__cause__, candidate.__context__, inner]
         candidates += list((getattr(candidate, "worker_failures", None) or {}).values())
     return None

@@ -3,6 +3,7 @@
 Paths are `upath.UPath`: pathlib's interface over fsspec. Credentials come from the environment only (`AWS_*`).
 """
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,11 +15,12 @@ import fsspec
 import pyarrow.fs as pafs
 from upath import UPath
 
-from longclip.errors import ConfigError, DataError, one_line
+from longclip.errors import ConfigError, DataError, DiskFullError, one_line
 from pipelines.settings import Settings, storage_path
 
 READ_SECONDS, CONNECT_SECONDS = 60, 10
 S3 = ("s3", "s3a")
+MAKE_ROOM = "make room and run the same command again"
 RETRIES = 9
 """Of one request. Their random pauses double, to 256 s in the mean together, so that no request of hundreds gives up
 within the half minute that a server takes to come back."""
@@ -127,11 +129,24 @@ def is_local(path: UPath) -> bool:
 
 @contextmanager
 def explained(field: str, path: UPath | str) -> Iterator[None]:
-    """Turn what storage raises inside the block into one line that says what to do: a `DataError`."""
+    """Turn what storage raises inside the block into one line that says what to do.
+
+    Raises:
+        DiskFullError: what was written did not fit.
+        DataError: anything else.
+    """
     try:
         yield
     except (OSError, botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError) as error:
+        if disk_is_full(error):
+            raise DiskFullError(f"{field}='{path}': {one_line(error)}; {MAKE_ROOM}") from error
         raise DataError(f"{field}='{path}' {_explanation(error)}") from error
+
+
+def disk_is_full(error: BaseException) -> bool:
+    """Whether an error says so. Lance, safetensors and tokenizers raise their own, with the system's words."""
+    text = str(error)
+    return os.strerror(errno.ENOSPC) in text and "\n" not in text  # Ray's wrappers hold whole tracebacks
 
 
 def _explanation(error: Exception) -> str:
