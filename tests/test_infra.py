@@ -1,4 +1,4 @@
-"""What deploys the project, against the schemas of those that read it: Dockerfile, Compose, cluster launcher, S3 policies."""
+"""What deploys the project on machines, against the schemas of those that read it."""
 
 import re
 import subprocess
