@@ -65,7 +65,7 @@ def compose_mistakes(stack: dict[str, Any], directory: Path) -> str:
     """What the schema of the Compose specification, as check-jsonschema ships it, says of a stack; empty if nothing."""
     file = directory / "compose.yaml"
     file.write_text(yaml.safe_dump(stack))
-    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", file]
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", str(file)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     return "" if result.returncode == 0 else result.stdout + result.stderr
 
