@@ -1,5 +1,6 @@
 """What deploys the project on machines, against the schemas of those that read it."""
 
+import json
 import re
 import subprocess
 import sys
@@ -8,16 +9,18 @@ from typing import Any
 
 import pytest
 import yaml
+from jsonschema import Draft202012Validator, ValidationError
+from ray.autoscaler._private.util import validate_config
 
 from tests.conftest import ROOT
 
 INFRA = ROOT / "infra"
 DOCKERFILE = INFRA / "Dockerfile"
+VENV = Path(sys.executable).parent
 
 
 def hadolint(dockerfile: Path) -> subprocess.CompletedProcess[str]:
-    program = Path(sys.executable).parent / "hadolint"
-    return subprocess.run([program, "--no-color", dockerfile], capture_output=True, text=True, check=False)
+    return subprocess.run([VENV / "hadolint", "--no-color", dockerfile], capture_output=True, text=True, check=False)
 
 
 def test_the_dockerfile_passes_its_linter() -> None:
@@ -122,7 +125,7 @@ def test_the_commands_of_the_stack_exist() -> None:
     for name, program in (("ray-head", "ray start"), ("ray-worker", "ray start"), ("mlflow", "mlflow server")):
         assert services[name]["command"].startswith(program)
         helped = subprocess.run(
-            [Path(sys.executable).parent / program.split()[0], program.split()[1], "--help"],
+            [VENV / program.split()[0], program.split()[1], "--help"],
             capture_output=True,
             text=True,
             check=True,
@@ -136,3 +139,94 @@ def test_the_commands_of_the_stack_exist() -> None:
         for volume in service.get("volumes", []):
             source = volume.split(":")[0]
             assert source in compose()["volumes"] or (INFRA / source).exists(), source
+
+
+def launcher_config() -> dict[str, Any]:
+    return yaml.safe_load((INFRA / "ray-cluster-aws.yaml").read_text())
+
+
+def check_launcher(config: dict[str, Any]) -> None:
+    """What `ray up` checks, after it filled in its defaults."""
+    validate_config({"cluster_synced_files": [], **config})
+
+
+def test_the_cluster_launcher_takes_its_file() -> None:
+    config = launcher_config()
+    check_launcher(config)
+    helped = subprocess.run([str(VENV / "ray"), "start", "--help"], capture_output=True, text=True, check=True).stdout
+    for command in config["head_start_ray_commands"] + config["worker_start_ray_commands"]:
+        assert all(option in helped for option in re.findall(r"--[a-z-]+", command))
+
+
+@pytest.mark.parametrize(
+    "change", [{"max_worker": 8}, {"head_node_type": "haed"}, {"max_workers": "8"}, {"docker": {"imgae": "longclip"}}]
+)
+def test_the_cluster_launcher_sees_a_broken_file(change: dict[str, Any]) -> None:
+    with pytest.raises((ValidationError, ValueError)):
+        check_launcher(launcher_config() | change)
+
+
+def test_launched_machines_are_closed_and_ask_for_a_token() -> None:
+    config = launcher_config()
+    assert "--env RAY_AUTH_MODE=token" in config["docker"]["run_options"]
+    assert any(path.endswith("/.ray/auth_token") for path in config["file_mounts"])
+    assert any("--dashboard-host=127.0.0.1" in command for command in config["head_start_ray_commands"])
+    for node_type in config["available_node_types"].values():
+        assert node_type["node_config"]["SecurityGroupIds"]  # else the launcher makes one that opens SSH to all
+        assert node_type["node_config"]["MetadataOptions"]["HttpTokens"] == "required"
+    workers = config["available_node_types"]["gpu-spot"]
+    assert workers["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
+    assert workers["resources"]["GPU"] == 1
+
+
+IAM_POLICY = {
+    "type": "object",
+    "additionalProperties": False,
+    "required": ["Version", "Statement"],
+    "properties": {
+        "Version": {"const": "2012-10-17"},
+        "Statement": {
+            "type": "array",
+            "minItems": 1,
+            "items": {
+                "type": "object",
+                "additionalProperties": False,
+                "required": ["Effect", "Action", "Resource"],
+                "properties": {
+                    "Sid": {"type": "string", "pattern": "^[A-Za-z0-9]+$"},
+                    "Effect": {"enum": ["Allow", "Deny"]},
+                    "Action": {"type": "array", "items": {"pattern": r"^s3:(\*|[A-Z][A-Za-z]+)$"}, "minItems": 1},
+                    "Resource": {"type": "array", "items": {"pattern": "^arn:aws:s3:::[a-z0-9.-]+"}, "minItems": 1},
+                    "Condition": {"type": "object", "additionalProperties": {"type": "object"}},
+                },
+            },
+        },
+    },
+}
+"""The part of the IAM policy grammar that policies of identities on S3 use (IAM user guide, grammar of the JSON policy
+language)."""
+
+
+def allowed(name: str) -> set[tuple[str, str]]:
+    """Pairs of action and resource that a policy allows."""
+    policy = json.loads((INFRA / name).read_text())
+    Draft202012Validator(IAM_POLICY).validate(policy)
+    statements = [statement for statement in policy["Statement"] if statement["Effect"] == "Allow"]
+    return {(action, resource) for item in statements for action in item["Action"] for resource in item["Resource"]}
+
+
+def test_the_s3_policies_allow_no_more_than_is_done() -> None:
+    jobs, serving = allowed("s3-policy-jobs.json"), allowed("s3-policy-serving.json")
+    assert not any("*" in action for action, _ in jobs | serving)
+    assert not any(resource.endswith(":::longclip/*") for _, resource in jobs | serving)
+    assert {action for action, _ in serving} == {"s3:ListBucket", "s3:GetObject"}
+    written = {resource for action, resource in jobs if action in ("s3:PutObject", "s3:DeleteObject")}
+    assert written == {f"arn:aws:s3:::longclip/{name}/*" for name in ("clean", "summarized", "index")}
+
+
+@pytest.mark.parametrize("change", [{"Effect": "Permit"}, {"Action": ["GetObject"]}, {"Resources": []}])
+def test_a_broken_policy_is_seen(change: dict[str, Any]) -> None:
+    policy = json.loads((INFRA / "s3-policy-jobs.json").read_text())
+    policy["Statement"][0] |= change
+    with pytest.raises(ValidationError):
+        Draft202012Validator(IAM_POLICY).validate(policy)
