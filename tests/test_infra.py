@@ -133,8 +133,13 @@ def test_the_commands_of_the_stack_exist() -> None:
         for option in re.findall(r"--[a-z-]+", services[name]["command"]):
             assert re.search(rf"{option}\b", helped.stdout), option
     compile(services["buckets"]["command"][-1], "buckets", "exec")
-    (pattern,) = re.findall("sed 's/(.+?)/", services["serving"]["command"][-1])
-    assert re.search(pattern, (INFRA / "serve.yaml").read_text(), re.MULTILINE)
+    deployed = (INFRA / "serve.yaml").read_text()
+    for pattern, replacement in re.findall(r"-e 's\|(.+?)\|(.+?)\|'", services["serving"]["command"][-1]):
+        deployed, count = re.subn(pattern, replacement, deployed, flags=re.MULTILINE)
+        assert count == 1, pattern
+    config = yaml.safe_load(deployed)
+    assert config["http_options"]["host"] == "0.0.0.0"
+    assert config["applications"][0]["args"]["index"] == "s3://data/index"
     for service in services.values():
         for volume in service.get("volumes", []):
             source = volume.split(":")[0]
