@@ -159,6 +159,7 @@ def test_jobs_name_entries_and_settings_that_exist(overlay: str) -> None:
     cluster = find("RayCluster", "overlays/cpu")
     for job in jobs.values():
         validate_entry(job["entrypoint"])
+        assert not any(name.startswith("entrypointNum") for name in job)  # the driver stays on the head
         assert job["clusterSelector"] == {"ray.io/cluster": cluster["metadata"]["name"]}
 
 
