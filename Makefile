@@ -48,8 +48,9 @@ lint: install
 # for a token; it lies in ~/.ray/auth_token.
 ray-head: install
 	test -s ~/.ray/auth_token || $(VENV)/bin/ray get-auth-token --generate > /dev/null
-	PATH=$(abspath $(VENV))/bin:$$PATH RAY_AUTH_MODE=token $(VENV)/bin/ray start --head --node-ip-address=127.0.0.1 --dashboard-host=127.0.0.1 \
-		--num-cpus=$(RAY_CPUS) --disable-usage-stats
+	PATH=$(abspath $(VENV))/bin:$$PATH RAY_AUTH_MODE=token \
+		RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=serving.middleware:before_serve \
+		$(VENV)/bin/ray start --head --node-ip-address=127.0.0.1 --dashboard-host=127.0.0.1 --num-cpus=$(RAY_CPUS) --disable-usage-stats
 
 ray-stop: install
 	$(VENV)/bin/ray stop

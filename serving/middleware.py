@@ -1,10 +1,12 @@
-"""ASGI middleware: who is let in, how many at once, how large and slow bodies may be, who left; browsers' headers."""
+"""ASGI middleware: who is let in, how many, how large and slow bodies may be, who left; ids; browsers' headers."""
 
 import asyncio
 import hashlib
 import hmac
+import re
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.errors import ApiError, error_response, overloaded
@@ -13,6 +15,10 @@ CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self';"
     " base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
+
+TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
+"""The header of W3C's Trace Context, https://www.w3.org/TR/trace-context/; its group is the id of the trace."""
+REQUEST_ID = re.compile(r"[\w.:/=+-]{1,128}", re.ASCII)
 
 
 class ApiKeys:
@@ -189,3 +195,29 @@ class BrowserHeaders:
             await send(message)
 
         await self.app(scope, receive, with_headers)
+
+
+class RequestId:
+    """Settle the id of a request before Serve does: the trace of a `traceparent`, else a fit `X-Request-ID`.
+
+    Serve makes one where none is left, answers with it as `X-Request-ID`, and writes it as `request_id` into every line
+    of its log that is about the request, whatever deployment writes it. It takes any text for an id; we do not.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection."""
+        if scope["type"] == "http":
+            headers = MutableHeaders(scope=scope)
+            if trace := TRACEPARENT.fullmatch(headers.get("traceparent", "")):
+                headers["X-Request-ID"] = trace[1]
+            elif not REQUEST_ID.fullmatch(headers.get("x-request-id", "")):
+                del headers["X-Request-ID"]
+        await self.app(scope, receive, send)
+
+
+def before_serve() -> list[Middleware]:
+    """What stands in front of all of Serve, where `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH` names this function."""
+    return [Middleware(RequestId)]

@@ -9,9 +9,12 @@ import httpx
 import pytest
 from fastapi import FastAPI
 from fastapi.requests import Request
+from starlette.datastructures import Headers
+from starlette.responses import PlainTextResponse
+from starlette.types import Receive, Scope, Send
 
 from serving.errors import install_handlers
-from serving.middleware import Admission, ApiKeys, BodyLimit, key_digest
+from serving.middleware import Admission, ApiKeys, BodyLimit, RequestId, key_digest
 
 pytestmark = pytest.mark.anyio
 
@@ -125,3 +128,34 @@ async def test_bodies_end_at_the_limit_whatever_they_announce() -> None:
             assert (response.status_code, code_of(response)) == (413, "body_too_large")
         lying = await client.post("/v1/count", content=drip(11, 0), headers={"Content-Length": "5"})
         assert code_of(lying) == "body_too_large"
+
+
+TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
+
+
+@pytest.mark.parametrize(
+    ("given", "id"),
+    [
+        ({"traceparent": f"00-{TRACE}-00f067aa0ba902b7-01"}, TRACE),
+        ({"traceparent": f"00-{TRACE}-00f067aa0ba902b7-00", "X-Request-ID": "mine"}, TRACE),
+        ({"traceparent": f"cc-{TRACE}-00f067aa0ba902b7-01-what-comes-later"}, TRACE),
+        ({"traceparent": f"ff-{TRACE}-00f067aa0ba902b7-01", "X-Request-ID": "mine"}, "mine"),
+        ({"traceparent": f"00-{'0' * 32}-00f067aa0ba902b7-01"}, None),
+        ({"traceparent": f"00-{TRACE}-{'0' * 16}-01"}, None),
+        ({"traceparent": f"00-{TRACE.upper()}-00f067aa0ba902b7-01"}, None),
+        ({"X-Request-ID": "host:7/a.b_c-d+e="}, "host:7/a.b_c-d+e="),
+        ({"X-Request-ID": "a caption of a dog"}, None),
+        ({"X-Request-ID": "x" * 129}, None),
+        ({}, None),
+    ],
+)
+async def test_the_id_of_a_request_is_its_trace_or_its_own(given: dict[str, str], id: str | None) -> None:
+    seen: list[str | None] = []
+
+    async def inner(scope: Scope, receive: Receive, send: Send) -> None:
+        seen.append(Headers(scope=scope).get("x-request-id"))
+        await PlainTextResponse("")(scope, receive, send)
+
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(RequestId(inner)), base_url="http://test") as client:
+        await client.get("/", headers=given)
+    assert seen == [id]

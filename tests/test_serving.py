@@ -34,8 +34,8 @@ LONG_TEXT = "A long walk along the river, past boats, barges and bridges. " * 30
 
 
 @contextmanager
-def local_serve() -> Iterator[str]:
-    """A Ray with Serve of its own, on a free port; yields its URL."""
+def local_serve(**options: Any) -> Iterator[str]:
+    """A Ray with Serve of its own, started with `options`, on a free port; yields its URL."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -48,7 +48,7 @@ def local_serve() -> Iterator[str]:
         runtime_env={"env_vars": {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}},
     )
     try:
-        serve.start(http_options={"host": "127.0.0.1", "port": port})
+        serve.start(http_options={"host": "127.0.0.1", "port": port}, **options)
         yield f"http://127.0.0.1:{port}"
     finally:
         serve.shutdown()
