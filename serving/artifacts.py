@@ -138,7 +138,7 @@ def _download(location: Location) -> Path:
         try:
             path = download_artifacts(artifact_uri=f"{location.uri}/{CHECKPOINT_PATH}", dst_path=str(aside))
         except (MlflowException, OSError) as error:
-            reason = one_line(error)
+            reason = one_line(error, 1000)  # MLflow names long paths before it says why
             raise CheckpointError(f"cannot download {CHECKPOINT_PATH} of '{location.uri}': {reason}") from error
         verify_checkpoint(path, location.manifest_sha256)
         return Path(path)
