@@ -10,6 +10,7 @@ from typing import NoReturn
 import ray
 
 from longclip.errors import DiskFullError, LongClipError, one_line
+from pipelines.exported import tell_pieces, tell_rows
 from pipelines.storage import MAKE_ROOM, disk_is_full
 
 
@@ -89,7 +90,9 @@ class Progress:
         self.started = self.shown = time.monotonic()
 
     def show(self, stage: str, done: int, of: int, rows: int, rejected: int) -> None:
-        """Print how far a stage is; at most once in some seconds, and at its end."""
+        """Tell how far a stage is: Prometheus always, the reader at most once in some seconds, and at its end."""
+        tell_pieces(self.verb, stage, done, of)
+        tell_rows(self.verb, stage, rows, rejected)
         now = time.monotonic()
         if done == of or now - self.shown >= self.SHOW_EVERY_SECONDS:
             self.shown = now

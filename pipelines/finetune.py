@@ -22,6 +22,7 @@ from ray.train.torch import TorchTrainer
 from longclip.files import whole_directory
 from pipelines import tracking
 from pipelines.entry import Progress, connect, run_entry
+from pipelines.exported import MetricsToPrometheus
 from pipelines.finetune_settings import FinetuneSettings
 from pipelines.initial_model import initial_checkpoint
 from pipelines.model_inputs import ModelInputs
@@ -95,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 num_to_keep=settings.checkpoints.keep, checkpoint_score_attribute=settings.score if validation else None
             ),
             failure_config=FailureConfig(max_failures=settings.workers.max_failures),
-            callbacks=[tracking.MetricsToMlflow(uri, run_id)],
+            callbacks=[tracking.MetricsToMlflow(uri, run_id), MetricsToPrometheus(output.name)],
             logging_config=LoggingConfig(log_level="WARNING"),
         ),
     )

@@ -14,6 +14,7 @@ import ray
 from longclip.checkpoint import Checkpoint
 from longclip.errors import DataError
 from pipelines.embedding import Reading, embed_dataset
+from pipelines.exported import tell_rows
 from pipelines.index_table import CONTENT, ID, MODEL, RESERVED, IndexTable, States, vector_column
 from pipelines.model_inputs import cell_texts
 from pipelines.parquet_files import ParquetSet
@@ -94,6 +95,7 @@ def embed_changes(
         check()
         table.upsert(_items(batch, corpus))
         written += len(batch[columns.id])
+        tell_rows("embed", "embed", written, len(ray.get(quarantine.reasons.remote())))
         print(f"embed: {written} rows embedded and written", flush=True)
     return written
 
