@@ -10,12 +10,13 @@ ENVIRONMENT := $(VENV)/.installed
 export RAY_USAGE_STATS_ENABLED := 0
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: help install demo test lint ray-head ray-stop clean
+.PHONY: help install demo test lint audit ray-head ray-stop clean
 
 help:
 	@echo "make demo          the whole way on this machine, ends with a search page (SERVE=0: without; PORT=8000)"
 	@echo "make test          all tests (TESTS='-m \"not slow\"' for the fast ones)"
 	@echo "make lint          ruff and mypy"
+	@echo "make audit         compares the pinned versions with known advisories"
 	@echo "make ray-head      a Ray head on this machine that takes jobs (make ray-stop ends it)"
 	@echo "make clean         removes var/demo; the next demo starts from nothing"
 
@@ -43,6 +44,13 @@ lint: install
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+# Beside the environment: what audits it is no part of it. Strict, because a package that could not be looked up is no
+# package without advisories.
+audit: install
+	$(PYTHON) -m venv $(VENV)/audit
+	$(VENV)/audit/bin/pip install --quiet --disable-pip-version-check pip-audit==2.9.0
+	$(VENV)/audit/bin/pip-audit --strict --no-deps --disable-pip --requirement constraints.txt
 
 # A Ray head on loopback for `ray job submit`, whose `python` is the one of this environment. Ray 2.60 asks every client
 # for a token; it lies in ~/.ray/auth_token.
