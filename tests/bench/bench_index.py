@@ -4,10 +4,11 @@
     hnsw    the rival FAISS HNSW (32 links, breadth 128 while building), at the first breadth at which it finds enough
     brute   the rival that compares all of them
 
-Vectors are drawn in clusters, as embeddings lie. Queries are moved off them, as texts are off images. Lists and breadth
-are chosen with one half of the queries (recall@10 of 0.95), and all are measured with the other, one query at a time.
+Vectors are drawn in clusters, as embeddings lie. Queries are moved off them, as texts are off images. With --index they
+are the images of an index that embed.py published, and captions of it. Lists and breadth are chosen with one half of
+the queries (recall@10 of 0.95), and all are measured with the other, one query at a time.
 
-    python tests/bench/bench_index.py [--quick] [--rows 1000000]
+    python tests/bench/bench_index.py [--quick] [--rows 1000000 | --index DIRECTORY]
 
 The last line is JSON; `ratio` is the median time of brute force over that of ours. What ours finds with all of its
 lists must be what brute force finds, else exit code 1.
@@ -26,9 +27,10 @@ import numpy as np
 import pyarrow as pa
 
 from harness import arguments, report
+from longclip.index import version_directory, version_manifests
 from longclip.index.shard import Shard, write_shard
 
-DIM, TOP_K, RECALL = 512, 10, 0.95
+DIM, QUERIES, TOP_K, RECALL = 512, 400, 10, 0.95
 BREADTHS = (32, 64, 128, 256, 512, 1024)
 BLOCK = 50_000
 
@@ -53,6 +55,16 @@ def draw(rows: int, queries: int) -> tuple[np.ndarray, np.ndarray]:
     return images, texts
 
 
+def embedded(index: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Vectors of the images of the newest version of an index, and of some of its captions."""
+    version = version_directory(index, version_manifests(index)[-1].version)
+    images, texts = (
+        np.concatenate([np.load(path) for path in sorted(version.glob(f"*/{target}.npy"))])
+        for target in ("image", "caption")
+    )
+    return images, texts[np.random.default_rng(0).choice(len(texts), QUERIES, replace=False)]
+
+
 def recall(found: list[np.ndarray], best: list[np.ndarray]) -> float:
     """Share of the truly best that were found."""
     return float(np.mean([len(np.intersect1d(one, other)) / TOP_K for one, other in zip(found, best, strict=True)]))
@@ -70,17 +82,22 @@ def one_by_one(search: Callable[[np.ndarray], np.ndarray], queries: np.ndarray) 
 
 def main() -> None:
     """Measure, compare, report."""
-    options = arguments(__doc__, rows={"type": int, "default": 200_000, "help": "vectors; 20,000 with --quick"})
-    rows, count = (20_000, 100) if options.quick else (options.rows, 400)
-    images, texts = draw(rows, count)
-    chosen_by, measured_by = texts[: count // 2], texts[count // 2 :]
+    options = arguments(
+        __doc__,
+        rows={"type": int, "default": 200_000, "help": "vectors that are drawn; 20,000 with --quick"},
+        index={"type": Path, "help": "index whose vectors are taken instead"},
+    )
+    drawn = (20_000, 100) if options.quick else (options.rows, QUERIES)
+    images, texts = embedded(options.index) if options.index else draw(*drawn)
+    rows, dim = images.shape
+    chosen_by, measured_by = texts[: len(texts) // 2], texts[len(texts) // 2 :]
     items = pa.table({"id": [str(row) for row in range(rows)], "caption": [""] * rows, "thumbnail": [b""] * rows})
     with tempfile.TemporaryDirectory() as directory:
         start = time.perf_counter()
         lists = int(4 * rows**0.5)
         entry = write_shard(Path(directory), [(items, {"image": images})], rows, lists)
         seconds = {"ours": time.perf_counter() - start}
-        shard = Shard.open(Path(directory), entry, DIM)
+        shard = Shard.open(Path(directory), entry, dim)
         megabytes = {"ours": (Path(directory) / "image.faiss").stat().st_size / 1e6}
 
         def ours(query: np.ndarray, probes: int | None) -> np.ndarray:
@@ -97,11 +114,11 @@ def main() -> None:
                 break
 
         start = time.perf_counter()
-        hnsw = faiss.IndexHNSWFlat(DIM, 32, faiss.METRIC_INNER_PRODUCT)
+        hnsw = faiss.IndexHNSWFlat(dim, 32, faiss.METRIC_INNER_PRODUCT)
         hnsw.hnsw.efConstruction = 128
         hnsw.add(images)
         seconds["hnsw"] = time.perf_counter() - start
-        megabytes["hnsw"] = rows * (4 * DIM + 4 * 64 + 8) / 1e6
+        megabytes["hnsw"] = rows * (4 * dim + 4 * 64 + 8) / 1e6
         for breadth in BREADTHS:
             hnsw.hnsw.efSearch = breadth
             found, _ = one_by_one(lambda query: hnsw.search(query, TOP_K)[1][0], chosen_by)
@@ -124,7 +141,7 @@ def main() -> None:
         options.quick,
         ratio=round(figures["brute"]["p50_ms"] / figures["ours"]["p50_ms"], 1),
         rows=rows,
-        dim=DIM,
+        dim=dim,
         lists=lists,
         probes=probes,
         breadth=breadth,
