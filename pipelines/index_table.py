@@ -143,7 +143,9 @@ def _options(path: UPath, storage: Storage) -> dict[str, str]:
     """What Lance takes beside the `AWS_*` variables that it reads itself."""
     if is_local(path):
         return {}
-    options: dict[str, Any] = {"aws_virtual_hosted_style_request": str(not storage.path_style).lower()}
+    # As botocore does it, through which all other files go: a server of one's own is asked for endpoint/bucket.
+    by_host = not (storage.path_style or storage.endpoint)
+    options: dict[str, Any] = {"aws_virtual_hosted_style_request": str(by_host).lower()}
     if storage.endpoint:
         options |= {"aws_endpoint": storage.endpoint, "allow_http": str(storage.endpoint.startswith("http://")).lower()}
         options["aws_region"] = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"

@@ -32,7 +32,7 @@ class Storage(Settings):
     endpoint_url: str | None = None
     """S3-compatible server, e.g. http://127.0.0.1:8333; empty takes AWS_ENDPOINT_URL, or else Amazon's."""
     path_style: bool = False
-    """Address buckets as endpoint/bucket instead of bucket.endpoint, as most servers other than Amazon's want."""
+    """Address buckets as endpoint/bucket instead of bucket.endpoint; servers other than Amazon's always are."""
     anonymous: bool = False
     """Read public buckets without credentials."""
 

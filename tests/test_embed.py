@@ -239,11 +239,12 @@ def test_an_index_in_object_storage(
     place = "s3://indexes/corpus"
     command = [sys.executable, "pipelines/embed.py"]
     settings = [f"data={rows}", f"model={tiny_checkpoint_dir}", f"output={place}", f"cache={tmp_path}/cache"]
-    settings += ["exact_rows=30", "storage.path_style=true"]
+    settings += ["exact_rows=30"]
     command += [part for setting in settings for part in ("--set", setting)]
     for version, extra in ((1, []), (2, ["--set", "delete=[row-003]", "--set", "data="])):
         done = subprocess.run([*command, *extra], capture_output=True, text=True, cwd=ROOT, check=False)
         assert f"version {version} published" in done.stdout, done.stdout[-500:] + done.stderr[-2000:]
+    assert {path.name for path in UPath(place).iterdir()} >= {"table.lance", "published"}
     run(f"data={rows}")
     found = find_index(place, checkpoint_id(tiny_checkpoint_dir), str(tmp_path / "served"))
     assert (found.manifest.version, found.manifest.count, found.manifest.engine["name"]) == (2, 39, "ivf")
