@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The entry; `argv` is the command line without the program's name."""
     settings = load_settings(RollbackSettings, __doc__ or "", argv)
     progress = Progress("rollback")
-    uri = tracking.tracking_uri(storage_path("directory", settings.directory))
+    uri = tracking.configured_uri() or tracking.tracking_uri(storage_path("directory", settings.directory))
     current = tracking.alias_version(uri, settings.name, settings.champion)
     if current is None:
         raise PromotionError(f"'{settings.name}' has no alias '{settings.champion}' at {uri}; there is nothing to undo")

@@ -48,10 +48,14 @@ CURVES = ("_loss", "learning_rate", "gradient_norm", "retained_variance")
 PYFUNC_MODEL = Path(__file__).with_name("pyfunc_model.py")
 
 
+def configured_uri() -> str | None:
+    """The tracking server of `MLFLOW_TRACKING_URI`, if it is set."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or None
+
+
 def tracking_uri(beside: str | Path) -> str:
-    """Where runs are recorded: `MLFLOW_TRACKING_URI`, or `mlflow.db` in the directory `beside`."""
-    configured = os.environ.get("MLFLOW_TRACKING_URI")
-    if configured:
+    """Where runs are recorded: the configured server, or `mlflow.db` in the directory `beside`."""
+    if configured := configured_uri():
         return configured
     directory = Path(beside).absolute()
     directory.mkdir(parents=True, exist_ok=True)

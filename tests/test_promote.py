@@ -23,6 +23,7 @@ from longclip.tokenizer import tokenize
 from pipelines import promote, rollback, tracking
 from pipelines.gates import gate
 from pipelines.protocols import Protocol, Task
+from pipelines.settings import JOB_PACKAGE
 from tests.conftest import picture, tiny_config
 from tests.tampering import TAMPERINGS
 
@@ -228,6 +229,18 @@ def test_links_are_no_files_of_a_checkpoint(tmp_path: Path, tiny_checkpoint_dir:
         (tmp_path / file.name).symlink_to(file)
     with pytest.raises(CheckpointError, match="is a link"):
         verify_checkpoint(tmp_path)
+
+
+def test_a_submitted_rollback_asks_for_a_directory_only_where_there_is_no_registry(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / JOB_PACKAGE).mkdir()
+    monkeypatch.chdir(tmp_path / JOB_PACKAGE)
+    with pytest.raises(PromotionError, match="has no alias 'champion'"):
+        rollback.main([])
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    with pytest.raises(ConfigError, match="directory='var' is relative"):
+        rollback.main([])
 
 
 def test_without_a_candidate_or_a_registry_nothing_happens(
