@@ -27,27 +27,33 @@ SERVICES = ("s3", "master", "volume", "filer")
 GRPC_OFFSET = 10_000
 
 
+def s3_command(directory: Path, address: str, ports: dict[str, int]) -> list[str]:
+    """The command line of SeaweedFS: its data in a directory, listening on an address, open to `KEY` only."""
+    (directory / "data").mkdir(exist_ok=True)
+    config = directory / "s3.json"
+    credentials = {"accessKey": KEY, "secretKey": SECRET}
+    actions = ["Admin", "Read", "Write", "List", "Tagging"]
+    identity = {"name": "test", "credentials": [credentials], "actions": actions}
+    config.write_text(json.dumps({"identities": [identity]}))
+    listening = [f"-{name}.port={port}" for name, port in ports.items()]
+    command = [WEED, "server", f"-dir={directory / 'data'}", f"-ip={address}", f"-ip.bind={address}", *listening]
+    # By default the first bucket would take all volumes.
+    command += ["-s3", f"-s3.config={config}", "-s3.port.iceberg=0", "-volume.max=100", "-master.volumeSizeLimitMB=64"]
+    return [*command, "-master.telemetry=false"]
+
+
 class S3Server:
     """SeaweedFS, with its data in a directory that outlasts it."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.config = directory / "s3.json"
-        credentials = {"accessKey": KEY, "secretKey": SECRET}
-        actions = ["Admin", "Read", "Write", "List", "Tagging"]
-        identity = {"name": "test", "credentials": [credentials], "actions": actions}
-        self.config.write_text(json.dumps({"identities": [identity]}))
         self.ports = dict(zip(SERVICES, free_ports(len(SERVICES)), strict=True))
         self.url = f"http://127.0.0.1:{self.ports['s3']}"
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Start and wait until it answers and can store."""
-        (self.directory / "data").mkdir(exist_ok=True)
-        ports = [f"-{name}.port={port}" for name, port in self.ports.items()]
-        command = [WEED, "server", f"-dir={self.directory / 'data'}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", *ports]
-        command += ["-s3", f"-s3.config={self.config}", "-s3.port.iceberg=0", "-volume.max=100"]
-        command += ["-master.volumeSizeLimitMB=64", "-master.telemetry=false"]
+        command = s3_command(self.directory, "127.0.0.1", self.ports)
         with open(self.directory / "weed.log", "ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log)
         end = time.monotonic() + START_SECONDS

@@ -62,6 +62,12 @@ class Postgres:
         subprocess.run([str(program(name)), *arguments], check=True, capture_output=True, cwd="/", user=self._user)
 
 
+def mlflow_command(host: str, port: int, database: str) -> list[str]:
+    """The command line of a tracking server that hands artifacts on to S3."""
+    command = [sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port), "--workers", "1"]
+    return [*command, "--backend-store-uri", database, "--artifacts-destination", f"s3://{BUCKET}/artifacts"]
+
+
 class MlflowServer:
     """A tracking server whose clients need nothing but its address: it hands artifacts on to S3 itself."""
 
@@ -69,9 +75,7 @@ class MlflowServer:
         (port,) = free_ports(1)
         self.url = f"http://127.0.0.1:{port}"
         self._log = directory / "mlflow.log"
-        self._command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
-        self._command += ["--backend-store-uri", postgres.uri, "--workers", "1"]
-        self._command += ["--artifacts-destination", f"s3://{BUCKET}/artifacts"]
+        self._command = mlflow_command("127.0.0.1", port, postgres.uri)
         self._environment = os.environ | {
             "AWS_ACCESS_KEY_ID": KEY,
             "AWS_SECRET_ACCESS_KEY": SECRET,
