@@ -1,5 +1,6 @@
 """Embedding rows of a Parquet with a checkpoint, over Ray Data."""
 
+import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from ray.data import ActorPoolStrategy, Dataset
 from longclip.captions import changer
 from longclip.checkpoint import Checkpoint, load_checkpoint
 from longclip.encode import encode_image, encode_text, unit
+from longclip.errors import CheckpointError
 from longclip.tokenizer import tokenize
 from pipelines.model_inputs import ModelInputs, cell_texts
 from pipelines.records import Columns
@@ -93,7 +95,13 @@ class EmbedRows:
     """An actor that holds a model and embeds batches of decoded rows."""
 
     def __init__(self, quarantine: Any, source: str, key: str, texts: dict[str, Reading], keep: list[str]) -> None:
-        self.checkpoint = load_checkpoint(source)
+        try:
+            self.checkpoint = load_checkpoint(source)
+        except CheckpointError as error:
+            # The job itself has loaded it from there.
+            raise CheckpointError(
+                f"machine '{socket.gethostname()}': {error}; on a cluster, set cache to a directory that all nodes see"
+            ) from error
         self.checkpoint.model.to("cuda" if torch.cuda.is_available() else "cpu")
         self.quarantine, self.key, self.texts, self.keep = quarantine, key, texts, keep
 

@@ -14,9 +14,10 @@ import torch
 from upath import UPath
 
 from longclip.checkpoint import Checkpoint, checkpoint_id, new_model, save_checkpoint
-from longclip.errors import ConfigError, DataError
+from longclip.errors import CheckpointError, ConfigError, DataError
 from longclip.index import PublishedIndex, SearchIndexError, parse_filter, version_directory, version_manifests
 from pipelines import embed
+from pipelines.embedding import EmbedRows
 from serving.index_source import find_index, open_index
 from tests.conftest import ROOT, picture, tiny_config
 from tests.processes import kill_driver
@@ -256,3 +257,8 @@ def test_an_index_in_object_storage(
     with pytest.raises(SearchIndexError, match=r"sha256 of image\.npy"):
         [open_index(version) for version in (found, first)]
     fsspec.get_filesystem_class("s3").clear_instance_cache()
+
+
+def test_a_machine_that_does_not_see_the_model_is_named() -> None:
+    with pytest.raises(CheckpointError, match=r"^machine '.+': .*set cache to a directory that all nodes see"):
+        EmbedRows(None, "/absent/model", "id", {}, [])
