@@ -121,8 +121,10 @@ class MetricsToMlflow(UserCallback):
     """Records what the workers report, from the one process that controls the training, and shows progress.
 
     Training goes on when MLflow does not answer. That is said once on stderr, and what was reported meanwhile is sent
-    when it answers again.
+    when it answers again; after the last step there is some patience with it, and what it never took is said, too.
     """
+
+    LAST_SECONDS, PAUSE_SECONDS = 300.0, 5.0
 
     def __init__(self, uri: str, run_id: str) -> None:
         self.uri, self.run_id = uri, run_id
@@ -139,6 +141,16 @@ class MetricsToMlflow(UserCallback):
         print(f"step {step}/{total}: loss {loss:.3f} ({parts}), {speed:.0f} pairs/s, {left:.0f} s left", flush=True)
         now = int(1000 * time.time())
         self.waiting += [Metric(_metric_name(name), value, now, step) for name, value in reported.items()]
+        self._send()
+        deadline = time.monotonic() + self.LAST_SECONDS
+        while step == total and self.waiting and time.monotonic() < deadline:
+            time.sleep(self.PAUSE_SECONDS)
+            self._send()
+        if step == total and self.waiting:
+            _warn(f"MLflow did not take {len(self.waiting)} metrics of run {self.run_id}, and they are lost")
+
+    def _send(self) -> None:
+        """Send what waits, as far as MLflow takes it."""
         try:
             while self.waiting:
                 batch = list(islice(self.waiting, METRICS_A_REQUEST))

@@ -134,6 +134,7 @@ def test_training_goes_on_while_mlflow_is_down_and_its_metrics_arrive_later(
     ray_cluster: None,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     run_id = tracking.start_run(server.url, "outage", "training", {"seed": 1})
     callback = tracking.MetricsToMlflow(server.url, run_id)
@@ -144,6 +145,10 @@ def test_training_goes_on_while_mlflow_is_down_and_its_metrics_arrive_later(
     assert capsys.readouterr().err.count("warning: MLflow does not take metrics, training goes on") == 1
     tracking.end_run(server.url, run_id, succeeded=True)
     assert "warning: MLflow does not take the end of run" in capsys.readouterr().err
+    impatient = tracking.MetricsToMlflow(server.url, run_id)
+    impatient.LAST_SECONDS = 0.0
+    impatient.after_report(None, report(6), None)
+    assert f"MLflow did not take 4 metrics of run {run_id}, and they are lost" in capsys.readouterr().err
 
     rows = write_rows(tmp_path / "rows.parquet", rows=8)
     refused: list[tuple[type[Exception], Any]] = [
@@ -170,8 +175,15 @@ def test_training_goes_on_while_mlflow_is_down_and_its_metrics_arrive_later(
 
     server.start()
     callback.after_report(None, report(4), None)
+    server.stop()
+    callback.after_report(None, report(5), None)
+    monkeypatch.setattr(callback, "PAUSE_SECONDS", 0.2)
+    with ThreadPoolExecutor(1) as aside:
+        aside.submit(callback.after_report, None, report(6), None)  # the last step, at which nobody answers yet
+        server.start()
     history = MlflowClient(server.url).get_metric_history(run_id, "loss")
-    assert [(point.step, point.value) for point in history] == [(step, 1.0 / step) for step in (1, 2, 3, 4)]
+    assert [(point.step, point.value) for point in history] == [(step, 1.0 / step) for step in range(1, 7)]
+    assert "lost" not in capsys.readouterr().err
     tracking.end_run(server.url, run_id, succeeded=True)
     run = MlflowClient(server.url).get_run(run_id)
     assert run.info.status == "FINISHED"
