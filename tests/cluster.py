@@ -1,4 +1,4 @@
-"""A Ray cluster, S3, MLflow and a laptop on machines of their own (`tests.network`)."""
+"""A Ray cluster, S3, MLflow, Redis and a laptop on machines of their own (`tests.network`)."""
 
 import json
 import os
@@ -14,6 +14,7 @@ from tests.s3_server import KEY, SECRET, s3_command
 from tests.tracking_server import BUCKET, mlflow_command
 
 TOKEN = "a-token-for-tests-0123456789abcdef"
+REDIS_PASSWORD = "a-password-for-tests"
 DEADLINE_SECONDS = 600
 S3_PORTS = {"s3": 8333, "master": 9333, "volume": 8080, "filer": 8888}
 S3_CLIENT = {
@@ -38,6 +39,9 @@ NODE = {
     "OMP_NUM_THREADS": "1",  # threads of several processes that wait for each other on two cores mostly wait
     "RAY_worker_niceness": "0",  # or everything else on this host would go first
 }
+OF_THE_HEAD = {"RAY_REDIS_ADDRESS": "redis:6379", "RAY_external_storage_namespace": "longclip"}
+"""What the head knows of its cluster outlives it, as in the overlay `high-availability` of `infra/kubernetes`."""
+PROCESSES_OF_RAY = "gcs_server|raylet|dashboard.py|ray::"
 MAKE_BUCKETS = """
 import boto3, sys
 s3 = boto3.client("s3")
@@ -59,7 +63,7 @@ class Cluster:
         """
         self.directory = directory
         self.network = Network(directory)
-        self.s3, self.mlflow = self.network.add("s3"), self.network.add("mlflow")
+        self.s3, self.mlflow, self.redis = (self.network.add(name) for name in ("s3", "mlflow", "redis"))
         self.head, self.laptop = self.network.add("head"), self.network.add("laptop")
         self._running: dict[Machine, subprocess.Popen[bytes]] = {}
 
@@ -68,8 +72,9 @@ class Cluster:
         self.start_s3()
         self.laptop.wait_for("python", "-c", MAKE_BUCKETS, "data", BUCKET, environment=S3_CLIENT)
         self.start_mlflow()
+        self.redis.start("redis-server", "--bind", "0.0.0.0", "--save", "", "--requirepass", REDIS_PASSWORD)
         options = ["--head", f"--dashboard-host={self.network.address('head')}", "--num-cpus=1"]
-        self._start_node(self.head, *options)
+        self._start_node(self.head, *options, f"--redis-password={REDIS_PASSWORD}", environment=NODE | OF_THE_HEAD)
         for name in ("worker-1", "worker-2"):
             self.add_worker(name)
         self.wait_for_workers("worker-1", "worker-2")
@@ -102,10 +107,14 @@ class Cluster:
         machine = self.network.add(name)
         self._start_node(machine, "--address=head:6379", f"--num-cpus={self.WORKER_CPUS}")
 
-    def _start_node(self, machine: Machine, *options: str) -> None:
+    def kill_head(self) -> None:
+        """`kill -9` of all that Ray runs on the head, which then starts again."""
+        self.head.run("pkill", "--signal", "KILL", "--full", PROCESSES_OF_RAY)
+
+    def _start_node(self, machine: Machine, *options: str, environment: dict[str, str] = NODE) -> None:
         command = ["ray", "start", *options, f"--node-ip-address={self.network.address(machine.name)}"]
         command += ["--object-store-memory=150000000", "--disable-usage-stats", "--block"]
-        machine.keep_running(*command, environment=NODE)
+        machine.keep_running(*command, environment=environment)
 
     def workers(self) -> set[str]:
         """Names of the workers that the head believes to be alive; none while it does not answer."""

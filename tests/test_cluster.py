@@ -19,7 +19,7 @@ from tests.test_training_resume import assert_equal_weights
 NO_MACHINES = why_no_machines()
 pytestmark = [
     pytest.mark.slow,
-    needs_programs("ip", "unshare", "nsenter", "curl", packages="iproute2, util-linux, curl"),
+    needs_programs("ip", "unshare", "nsenter", "curl", "redis-server", packages="iproute2, curl, redis-server"),
     pytest.mark.skipif(bool(NO_MACHINES), reason=NO_MACHINES),
 ]
 
@@ -104,19 +104,23 @@ def served(cluster: Cluster, summarized: str, undisturbed: Path) -> None:
     )
     assert f"{ROWS} embedded" in embedded.finish()
     config = (ROOT / "infra" / "serve.yaml").read_text()
-    for name, value in (("host", "0.0.0.0"), ("index", "s3://data/index")):
-        config = re.sub(rf"^( +{name}): .*$", rf"\1: {value}", config, flags=re.MULTILINE)
+    for name, value in (("proxy_location", "EveryNode"), ("host", "0.0.0.0"), ("index", "s3://data/index")):
+        config = re.sub(rf"^( *{name}): .*$", rf"\1: {value}", config, flags=re.MULTILINE)
     (cluster.directory / "serve.yaml").write_text(config)
-    deploy = ["serve", "deploy", f"{cluster.directory}/serve.yaml", "--address=http://head:8265"]
-    deployed = cluster.laptop.run(*deploy, environment=RAY_CLIENT)
-    assert deployed.returncode == 0, deployed.stderr
+    deploy(cluster)
     cluster.laptop.wait_for("curl", "--fail", "http://head:8000/readyz")
 
 
-def nearest(cluster: Cluster) -> str:
-    """The row that a search finds for the caption of row 7."""
+def deploy(cluster: Cluster) -> None:
+    command = ["serve", "deploy", f"{cluster.directory}/serve.yaml", "--address=http://head:8265"]
+    deployed = cluster.laptop.run(*command, environment=RAY_CLIENT)
+    assert deployed.returncode == 0, deployed.stderr
+
+
+def nearest(cluster: Cluster, node: str = "head") -> str:
+    """The row that a search, asked of a node, finds for the caption of row 7."""
     query = {"query": {"text": CAPTION.format(7)}, "target": "caption", "top_k": 1}
-    return cluster.ask("http://head:8000/v1/search", query)["hits"][0]["id"]
+    return cluster.ask(f"http://{node}:8000/v1/search", query)["hits"][0]["id"]
 
 
 def checkpoint(output: Path) -> Path:
@@ -189,3 +193,25 @@ def test_s3_and_then_mlflow_are_killed_and_come_back(cluster: Cluster, summarize
     assert sorted(metric["step"] for metric in cluster.ask(history)["metrics"]) == training.steps()
     assert training.steps() == [*range(5, STEPS + 1, 5)]
     print(f"\nS3 gone for {OUTAGE_SECONDS} s, then MLflow: nothing was trained twice, and MLflow has all {STEPS} steps")
+
+
+def test_the_head_is_killed_while_workers_serve(cluster: Cluster, served: None) -> None:
+    """They answer without it; the head that starts again finds its cluster in Redis, and changes what is served."""
+    worker = sorted(cluster.workers())[0]
+    cluster.laptop.wait_for("curl", "--fail", f"http://{worker}:8000/readyz")
+    cluster.kill_head()
+    assert not cluster.workers(), "the head answers"
+    answers = 0
+    while not cluster.workers():
+        assert nearest(cluster, worker) == "row-007"
+        answers += 1
+    assert answers
+    cluster.laptop.wait_for("curl", "--fail", "http://head:8000/readyz")
+    assert nearest(cluster) == "row-007"
+    config = (cluster.directory / "serve.yaml").read_text()
+    (cluster.directory / "serve.yaml").write_text(config.replace('revision: ""', "revision: later"))
+    deploy(cluster)
+    found = "serve status --address=http://head:8265 | grep -A1 longclip: | grep RUNNING"
+    cluster.laptop.wait_for("sh", "-c", found, environment=RAY_CLIENT)
+    assert nearest(cluster) == nearest(cluster, worker) == "row-007"
+    print(f"\nhead killed: {worker} gave {answers} answers without it, and the new head deployed again")
