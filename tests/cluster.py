@@ -119,7 +119,9 @@ class Cluster:
     def workers(self) -> set[str]:
         """Names of the workers that the head believes to be alive; none while it does not answer."""
         answer = self.ask("http://head:8265/nodes?view=summary", token=TOKEN) or {"data": {"summary": []}}
-        alive = {node["ip"] for node in answer["data"]["summary"] if node["raylet"].get("state") == "ALIVE"}
+        # A head that has just started knows less of them.
+        states = {node.get("ip"): node.get("raylet", {}).get("state") for node in answer["data"]["summary"]}
+        alive = {address for address, state in states.items() if state == "ALIVE"}
         return {name for name in self.network.machines if self.network.address(name) in alive} - {"head"}
 
     def wait_for_workers(self, *names: str) -> None:
