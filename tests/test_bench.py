@@ -9,7 +9,8 @@ import pytest
 
 from tests.conftest import ROOT
 
-BENCHMARKS = sorted((ROOT / "tests" / "bench").glob("bench_*.py"))
+FOLDER = ROOT / "tests" / "bench"
+BENCHMARKS = [*sorted(FOLDER.glob("bench_*.py")), FOLDER / "endurance.py"]
 
 pytestmark = pytest.mark.slow
 
@@ -30,6 +31,6 @@ def test_a_benchmark_says_what_it_compares(script: Path) -> None:
 
 @pytest.mark.parametrize("name", ["decode", "summaries"])
 def test_a_benchmark_ends_with_a_line_of_figures(name: str) -> None:
-    figures = json.loads(run(ROOT / "tests" / "bench" / f"bench_{name}.py", "--quick").splitlines()[-1])
+    figures = json.loads(run(FOLDER / f"bench_{name}.py", "--quick").splitlines()[-1])
     assert (figures["bench"], figures["quick"]) == (name, True)
     assert figures["ratio"] > 0

@@ -10,7 +10,8 @@ a kill, or memory that grows ends it with exit code 1.
 
     python tests/bench/endurance.py [--quick]
 
-The last line is JSON. It has no rival: what is measured is whether anything goes wrong.
+With --quick each is done once, which takes two minutes. The last line is JSON. It has no rival: what is measured is
+whether anything goes wrong.
 """
 
 import base64
@@ -41,6 +42,9 @@ from longclip.checkpoint import checkpoint_id, load_checkpoint, new_model, save_
 from longclip.index import version_manifests
 from pipelines import embed, tracking
 from serving.app import AppArgs, build
+
+sys.path.append(str(Path(__file__).resolve().parents[2]))  # before what lies there and is not installed
+
 from tests.conftest import tiny_config
 from tests.processes import processes_below
 from tests.scenes_index import library_image_embedding, library_text_embedding, scene
