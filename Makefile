@@ -53,9 +53,13 @@ audit: install
 	$(VENV)/audit/bin/pip-audit --strict --no-deps --disable-pip --requirement constraints.txt
 
 # A Ray head on loopback for `ray job submit`, whose `python` is the one of this environment. Ray 2.60 asks every client
-# for a token; it lies in ~/.ray/auth_token.
-ray-head: install
-	test -s ~/.ray/auth_token || $(VENV)/bin/ray get-auth-token --generate > /dev/null
+# for a token. Whoever reads it runs code, and Ray by itself writes it for all to read.
+TOKEN := $(HOME)/.ray/auth_token
+
+$(TOKEN): | install
+	umask 077; $(VENV)/bin/ray get-auth-token --generate > /dev/null
+
+ray-head: install $(TOKEN)
 	PATH=$(abspath $(VENV))/bin:$$PATH RAY_AUTH_MODE=token \
 		RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=serving.middleware:before_serve \
 		$(VENV)/bin/ray start --head --node-ip-address=127.0.0.1 --dashboard-host=127.0.0.1 --num-cpus=$(RAY_CPUS) --disable-usage-stats

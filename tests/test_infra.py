@@ -1,6 +1,7 @@
 """What deploys the project on machines, against the schemas of those that read it."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -60,6 +61,14 @@ def test_the_builder_gets_what_the_image_copies_and_no_more() -> None:
     allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     assert sources == allowed
     assert all((ROOT / source).exists() for source in sources)
+
+
+def test_the_token_of_ray_is_for_its_owner_only(tmp_path: Path) -> None:
+    token = tmp_path / ".ray" / "auth_token"
+    command = ["make", "--assume-old", f"{VENV.parent}/.installed", f"VENV={VENV.parent}", str(token)]
+    subprocess.run(command, cwd=ROOT, env=os.environ | {"HOME": str(tmp_path)}, check=True, capture_output=True)
+    assert len(token.read_text()) >= 32
+    assert [path.stat().st_mode & 0o777 for path in (token.parent, token)] == [0o700, 0o600]
 
 
 def compose() -> dict[str, Any]:
