@@ -115,6 +115,11 @@ def _locate(model: str, cache: str) -> Location:
         name, _, version = name.partition("/")
     if not name or not (alias or version.isdecimal()):
         raise CheckpointError(f"model '{model}' is neither models:/NAME/VERSION nor models:/NAME@ALIAS")
+    if not os.environ.get("MLFLOW_TRACKING_URI"):  # MLflow would make an empty registry where the server was started
+        raise CheckpointError(
+            f"model '{model}' lies in a registry, and MLFLOW_TRACKING_URI does not say in which; set it, for example to"
+            " sqlite:////data/mlflow.db or http://mlflow:5000, or name a checkpoint directory"
+        )
     client = MlflowClient()
     try:
         found = client.get_model_version_by_alias(name, alias) if at else client.get_model_version(name, version)

@@ -37,9 +37,9 @@ def s3_command(directory: Path, address: str, ports: dict[str, int]) -> list[str
     config.write_text(json.dumps({"identities": [identity]}))
     listening = [f"-{name}.port={port}" for name, port in ports.items()]
     command = [WEED, "server", f"-dir={directory / 'data'}", f"-ip={address}", f"-ip.bind={address}", *listening]
+    command += ["-s3", f"-s3.config={config}", "-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false"]
     # By default the first bucket would take all volumes.
-    command += ["-s3", f"-s3.config={config}", "-s3.port.iceberg=0", "-volume.max=100", "-master.volumeSizeLimitMB=64"]
-    return [*command, "-master.telemetry=false"]
+    return [*command, "-volume.max=100", "-master.volumeSizeLimitMB=64"]
 
 
 class S3Server:

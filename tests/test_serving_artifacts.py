@@ -86,6 +86,14 @@ def test_an_unknown_model_is_refused(registry: MlflowClient, model: str, message
     assert "\n" not in str(refused.value)
 
 
+def test_where_no_registry_is_named_none_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match="MLFLOW_TRACKING_URI does not say in which"):
+        open_model("models:/longclip@champion", str(tmp_path / "cache"))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_model_without_a_checkpoint_is_refused(registry: MlflowClient, tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
@@ -137,9 +145,10 @@ def test_what_was_fetched_once_needs_no_registry_any_more(
 ) -> None:
     """A replica that starts anew while the registry is down takes what its node has; a build says what is missing."""
     found = open_model("models:/longclip@champion", str(tmp_path / "cache"))
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_ports(1)[0]}")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    mlflow.set_tracking_uri(None)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    mlflow.set_tracking_uri(None)  # which forgets what the environment says, too
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_ports(1)[0]}")
     assert checkpoint_id(fetch(found)) == found.checkpoint_id
     with pytest.raises(CheckpointError, match=r"cannot be found in the registry \(MLFLOW_TRACKING_URI\)") as refused:
         open_model("models:/longclip@champion", str(tmp_path / "cache"))
