@@ -3,7 +3,6 @@
 A value is there as long as the process that told it, so an alert about a job ends with the job.
 """
 
-from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
@@ -47,24 +46,21 @@ def tell_rows(verb: str, stage: str, rows: int, rejected: int) -> None:
     _gauge("job_rows_rejected", "Rows of a stage that could not be used.", "job", "stage").set(rejected, tags)
 
 
-def tell_training(run: str, metrics: Mapping[str, float]) -> None:
-    """What the workers of a run reported: losses by part, recall by direction, and all of `TRAINING`."""
-    for name, value in metrics.items():
-        if name.startswith(VALIDATION):
-            gauge = _gauge("training_validation", "Recall on the validation set.", "run", "metric")
-            gauge.set(value, {"run": run, "metric": name.removeprefix(VALIDATION)})
-        elif name.endswith("_loss"):
-            _gauge("training_loss_part", "Parts of the loss.", "run", "part").set(value, {"run": run, "part": name})
-        elif name in TRAINING:
-            _gauge(f"training_{name}", TRAINING[name], "run").set(value, {"run": run})
-
-
 class MetricsToPrometheus(UserCallback):
-    """Tells what the workers report, from the one process that controls the training."""
+    """Tells what the workers of a run report, from the one process that controls the training."""
 
     def __init__(self, run: str) -> None:
         self.run = run
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-        """The metrics of rank 0, which are averages over all workers."""
-        tell_training(self.run, metrics[0])
+        """Losses by part, recall by direction, and all of `TRAINING`, of rank 0: averages over all workers."""
+        for name, value in metrics[0].items():
+            if name.startswith(VALIDATION):
+                gauge = _gauge("training_validation", "Recall on the validation set.", "run", "metric")
+                gauge.set(value, {"run": self.run, "metric": name.removeprefix(VALIDATION)})
+            elif name.endswith("_loss"):
+                _gauge("training_loss_part", "Parts of the loss.", "run", "part").set(
+                    value, {"run": self.run, "part": name}
+                )
+            elif name in TRAINING:
+                _gauge(f"training_{name}", TRAINING[name], "run").set(value, {"run": self.run})

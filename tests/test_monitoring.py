@@ -31,8 +31,6 @@ TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 DEADLINE_SECONDS = 60
 MONITORING = ROOT / "infra" / "monitoring"
 DASHBOARDS = sorted((MONITORING / "dashboards").glob("*.json"))
-OF_PROMETHEUS = {"up"}
-"""Metrics that Prometheus itself makes."""
 REPORT_MS = "200"
 
 
@@ -114,20 +112,23 @@ def panels(dashboard: Path) -> list[dict[str, Any]]:
     return [panel for panel in json.loads(dashboard.read_text())["panels"] if panel["type"] != "row"]
 
 
+def alerts() -> list[dict[str, Any]]:
+    groups = yaml.safe_load((MONITORING / "alerts.yaml").read_text())["groups"]
+    return [rule for group in groups for rule in group["rules"]]
+
+
 def queries() -> list[str]:
     """All that dashboards and alerts ask Prometheus; variables of dashboards are left to match everything."""
     asked = [target["expr"] for dashboard in DASHBOARDS for panel in panels(dashboard) for target in panel["targets"]]
-    groups = yaml.safe_load((MONITORING / "alerts.yaml").read_text())["groups"]
-    asked += [rule["expr"] for group in groups for rule in group["rules"]]
+    asked += [rule["expr"] for rule in alerts()]
     return [query.replace("$run", ".*") for query in asked]
 
 
 def asked_metrics() -> set[str]:
-    """Names of the metrics in all queries."""
-    names = {
+    """Names of the metrics in all queries, but for those that Prometheus itself makes (`up`)."""
+    return {
         name for query in queries() for name in re.findall(r"\b(?:ray|longclip)_\w+", re.sub(r'"[^"]*"', "", query))
     }
-    return names | OF_PROMETHEUS
 
 
 def exported_metrics() -> set[str]:
@@ -178,7 +179,7 @@ def test_every_metric_that_is_asked_for_is_exported(
         settings += ["optim.per_worker_batch_size=16", "checkpoints.every_steps=6", "log_every_steps=3"]
         run_job(finetune, *settings, "data.streams=1", "workers.count=1")
         deadline = time.monotonic() + DEADLINE_SECONDS
-        while missing := asked_metrics() - names - OF_PROMETHEUS:
+        while missing := asked_metrics() - names:
             assert time.monotonic() < deadline, f"not exported: {sorted(missing)}"
             time.sleep(0.2)
     assert len(asked_metrics()) > 30
@@ -201,11 +202,10 @@ def test_every_query_and_rule_can_be_read(tmp_path: Path) -> None:
 
 
 def test_every_alert_has_a_test_and_a_place_in_the_guide() -> None:
-    groups = yaml.safe_load((MONITORING / "alerts.yaml").read_text())["groups"]
     tests = yaml.safe_load((MONITORING / "alerts.test.yaml").read_text())["tests"]
     fired = {case["alertname"] for test in tests for case in test["alert_rule_test"] if case["exp_alerts"]}
     guide = (ROOT / "docs" / "operations.md").read_text()
-    for rule in (rule for group in groups for rule in group["rules"]):
+    for rule in alerts():
         assert rule["alert"] in fired
         assert f"`{rule['alert']}`" in guide
         assert rule["annotations"].keys() == {"summary", "action"}

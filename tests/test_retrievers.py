@@ -17,7 +17,7 @@ from longclip.index import SearchIndexError, version_directory
 from serving.app import AppArgs, build
 from tests.processes import processes_below
 from tests.scenes_index import scene, write_version
-from tests.test_serving_faults import QUERY, Load, Variant, check_answer, url, variants, wait_until
+from tests.test_serving_faults import QUERY, Searches, Variant, check_answer, url, variants, wait_until
 
 __all__ = ["url", "variants"]  # fixtures
 
@@ -56,7 +56,7 @@ def test_a_retriever_that_is_killed_costs_no_request(url: str, variants: tuple[V
     serve.run(build(first.args(retrievers=2)), route_prefix="/")
     before = retriever_pids()
     assert len(before) == 2
-    with Load(url) as load:
+    with Searches(url) as load:
         load.wait_for(40)
         os.kill(min(before), signal.SIGKILL)
         load.wait_for(40)
@@ -70,7 +70,7 @@ def test_a_retriever_that_is_killed_costs_no_request(url: str, variants: tuple[V
 def test_model_and_index_change_in_one_switch_and_back(url: str, variants: tuple[Variant, Variant]) -> None:
     first, second = variants
     serve.run(build(first.args(retrievers=2)), route_prefix="/")
-    with Load(url) as load:
+    with Searches(url) as load:
         load.wait_for(40)
         serve.run(build(second.args(retrievers=2)), route_prefix="/")
         load.wait_for(40)

@@ -25,6 +25,7 @@ from longclip.index import SearchIndexError
 from serving import inputs
 from serving.app import AppArgs, build
 from tests.conftest import ROOT, tiny_config
+from tests.load import Load
 from tests.processes import is_running, processes_below
 from tests.scenes_index import library_image_embedding, library_text_embedding, scene, write_index
 from tests.test_serving import local_serve
@@ -66,34 +67,19 @@ def url() -> Iterator[str]:
         yield url
 
 
-class Load:
-    """Searches from some threads, one after the other in each, and what became of them."""
+class Searches(Load):
+    """The same search again and again, and what became of it."""
 
-    def __init__(self, url: str, threads: int = 4) -> None:
-        self.url = url
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
         self.answers: list[httpx.Response] = []
         self.errors: list[Exception] = []
-        self._stop = threading.Event()
-        self._threads = [threading.Thread(target=self._search) for _ in range(threads)]
 
-    def __enter__(self) -> "Load":
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join(60)
-
-    def _search(self) -> None:
-        with httpx.Client(base_url=self.url, timeout=60) as client:
-            while not self._stop.is_set():
-                try:
-                    request = {"query": {"text": QUERY}, "top_k": 5}
-                    self.answers.append(client.post("/v1/search", json=request))
-                except httpx.HTTPError as error:
-                    self.errors.append(error)
+    def ask(self, client: httpx.Client, number: int) -> None:
+        try:
+            self.answers.append(client.post("/v1/search", json={"query": {"text": QUERY}, "top_k": 5}))
+        except httpx.HTTPError as error:
+            self.errors.append(error)
 
     def wait_for(self, count: int, seconds: float = 60) -> None:
         """Wait until so many more answers came."""
@@ -124,7 +110,7 @@ def test_a_model_and_its_index_change_in_one_switch_and_back(
 ) -> None:
     first, second = variants
     serve.run(build(first.args(replicas=replicas)), route_prefix="/")
-    with Load(url) as load:
+    with Searches(url) as load:
         load.wait_for(40)
         serve.run(build(second.args(replicas=replicas)), route_prefix="/")
         load.wait_for(40)
@@ -149,7 +135,7 @@ def test_a_replica_that_is_killed_costs_its_own_requests_only(url: str, variants
     serve.run(build(first.args(replicas=2)), route_prefix="/")
     before = replica_pids()
     assert len(before) == 2
-    with Load(url) as load:
+    with Searches(url) as load:
         load.wait_for(40)
         os.kill(before[0], signal.SIGKILL)
         load.wait_for(40)
@@ -164,8 +150,7 @@ def test_a_replica_that_is_killed_costs_its_own_requests_only(url: str, variants
     failed = Counter(r.status_code for r in load.answers if r.status_code != 200) + Counter(
         type(error).__name__ for error in load.errors
     )
-    in_flight = len(load._threads)
-    assert failed.total() <= 2 * in_flight, f"more than those in flight, and sent before it was noticed: {failed}"
+    assert failed.total() <= 2 * load.clients, f"more than those in flight, and sent before it was noticed: {failed}"
     assert set(failed) <= {500, 503}, failed
     assert all(response.status_code == 200 for response in load.answers[-40:])
 

@@ -24,7 +24,6 @@ import signal
 import statistics
 import sys
 import tempfile
-import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -46,6 +45,7 @@ from serving.app import AppArgs, build
 sys.path.append(str(Path(__file__).resolve().parents[2]))  # before what lies there and is not installed
 
 from tests.conftest import tiny_config
+from tests.load import Load
 from tests.processes import processes_below
 from tests.scenes_index import library_image_embedding, library_text_embedding, scene
 from tests.test_serving import local_serve
@@ -88,50 +88,39 @@ class Truth:
         return np.allclose(scores, self.scores[answer["index"]["version"]][query], atol=1e-4)
 
 
-class Load:
-    """Clients that ask without a pause, and what became of their requests."""
+class Questions(Load):
+    """Searches and embeddings, and what became of them."""
 
     def __init__(self, url: str, truths: list[Truth]) -> None:
-        self.url, self.truths = url, truths
+        super().__init__(url, CLIENTS)
+        self.truths = truths
         self.seconds: list[float] = []
         self.wrong: list[str] = []
         self.failed: list[tuple[float, str]] = []
         self.models = Counter[str]()
-        self._stop = threading.Event()
-        self._threads = [threading.Thread(target=self._ask, args=(seed,)) for seed in range(CLIENTS)]
+        self._draws = [random.Random(number) for number in range(CLIENTS)]
 
-    def __enter__(self) -> "Load":
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
-
-    def _ask(self, seed: int) -> None:
-        draw = random.Random(seed)
-        with httpx.Client(base_url=self.url, timeout=60) as client:
-            while not self._stop.is_set():
-                query = draw.randrange(len(QUERIES))
-                path, body = "/v1/search", {"query": {"text": QUERIES[query]}, "top_k": TOP}
-                if draw.random() < 0.5:
-                    path, body = "/v1/embeddings", {"input": QUERIES[query], "encoding_format": "base64"}
-                start = time.monotonic()
-                try:
-                    response = client.post(path, json=body)
-                except httpx.TransportError as error:
-                    self.failed.append((start, type(error).__name__))
-                    continue
-                if response.status_code != 200:
-                    self.failed.append((start, str(response.status_code)))
-                    continue
-                self.seconds.append(time.monotonic() - start)
-                givers = [truth.id for truth in self.truths if truth.holds(query, response.json())]
-                self.models.update(givers)
-                if not givers:
-                    self.wrong.append(f"{path}, query {query}: {response.text[:300]}")
+    def ask(self, client: httpx.Client, number: int) -> None:
+        """One of the two, with one of the queries."""
+        draw = self._draws[number]
+        query = draw.randrange(len(QUERIES))
+        path, body = "/v1/search", {"query": {"text": QUERIES[query]}, "top_k": TOP}
+        if draw.random() < 0.5:
+            path, body = "/v1/embeddings", {"input": QUERIES[query], "encoding_format": "base64"}
+        start = time.monotonic()
+        try:
+            response = client.post(path, json=body)
+        except httpx.TransportError as error:
+            self.failed.append((start, type(error).__name__))
+            return
+        if response.status_code != 200:
+            self.failed.append((start, str(response.status_code)))
+            return
+        self.seconds.append(time.monotonic() - start)
+        givers = [truth.id for truth in self.truths if truth.holds(query, response.json())]
+        self.models.update(givers)
+        if not givers:
+            self.wrong.append(f"{path}, query {query}: {response.text[:300]}")
 
 
 class Server:
@@ -223,7 +212,7 @@ def main() -> None:
         os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{directory}/mlflow.db"
         server = Server(Path(directory))
         start = time.monotonic()
-        with Load(url, server.truths) as load:
+        with Questions(url, server.truths) as load:
             server.disturb(pause)
             while time.monotonic() - start < 40 * minutes:
                 server.disturb(pause)
