@@ -95,7 +95,7 @@ def embed_changes(
         check()
         table.upsert(_items(batch, corpus))
         written += len(batch[columns.id])
-        tell_rows("embed", "embed", written, ray.get(quarantine.count.remote()))
+        tell_rows("embed", "embed", written, len(ray.get(quarantine.reasons.remote())))
         print(f"embed: {written} rows embedded and written", flush=True)
     return written
 

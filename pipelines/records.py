@@ -53,10 +53,6 @@ class Quarantine:
         """All rejected ids with their reasons."""
         return self._reasons
 
-    def count(self) -> int:
-        """How many there are."""
-        return len(self._reasons)
-
 
 def start_quarantine(rows: int, max_rejected_fraction: float) -> Any:
     """A `Quarantine` in a process of its own, for a job over `rows` rows: an actor handle."""
