@@ -3,14 +3,17 @@
 Nothing waits for company: an idle model runs what there is, and what arrives while it runs makes up the next batches.
 Requests take turns, so that one of a thousand texts does not hold up those of one. Items of a turn are sorted by size
 and cut into batches by what they cost with padding. What nobody waits for any more is skipped, and a batch that fails
-is tried again in halves, so that an item that the model cannot take fails its own request only.
+is tried again in halves, so that an item that the model cannot take fails its own request only. What would wait too
+long is refused when it comes: queues that only grow end in answers that nobody waits for any more.
 """
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from itertools import islice
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
@@ -22,6 +25,18 @@ WASTE = 1.15
 """A batch that would cost so many times what its items cost is cut, unless it is small."""
 ITEMS_A_REQUEST = 32
 """Most items that a request puts into a turn before the next request is asked."""
+MAX_DELAY = 20.0
+"""Seconds that a request may wait for its turn: less than clients and proxies wait for an answer."""
+MEMORY = 0.9
+"""What a batch still counts for when the next one's pace is added to it: the pace is that of some ten batches."""
+
+
+class BacklogError(Exception):
+    """A request would wait too long for its turn; `excess` is how much too long, in seconds."""
+
+    def __init__(self, excess: float) -> None:
+        super().__init__(f"{excess:.1f} s too long")
+        self.excess = excess
 
 
 @dataclass
@@ -48,6 +63,7 @@ class MicroBatcher(Generic[Item, Result]):
         cost: Callable[[Item], int],
         budget: int,
         executor: Executor,
+        max_delay: float = MAX_DELAY,
     ) -> None:
         """A batcher without items.
 
@@ -56,8 +72,12 @@ class MicroBatcher(Generic[Item, Result]):
             cost: size of an item.
             budget: most cost of a batch, in which each item counts as the largest does; one item may exceed it.
             executor: where `run` runs; the event loop is free meanwhile.
+            max_delay: seconds that a request may have to wait for its turn; beyond, it is refused.
         """
         self.counts = BatchCounts()
+        self._max_delay = max_delay
+        self._turn_cost = 0  # of the items that were taken from their requests and did not run yet
+        self._recent_cost = self._recent_seconds = 0.0
         self._run, self._cost, self._budget, self._executor = run, cost, budget, executor
         self._requests: deque[deque[_Waiting[Item, Result]]] = deque()
         self._worker: asyncio.Task[None] | None = None
@@ -67,12 +87,32 @@ class MicroBatcher(Generic[Item, Result]):
         """Items that wait for their turn."""
         return sum(len(request) for request in self._requests)
 
+    @property
+    def delay(self) -> float:
+        """Seconds until whoever waits had a turn, at the pace of the latest batches; 0 before the first of them."""
+        if not self._recent_cost:
+            return 0.0
+        shares = (islice(request, ITEMS_A_REQUEST) for request in self._requests)
+        ahead = sum(entry.cost for share in shares for entry in share if not entry.future.done())
+        return (self._turn_cost + ahead) * self._recent_seconds / self._recent_cost
+
+    def admit(self) -> None:
+        """Refuse what would wait too long, before anything is done for it.
+
+        Raises:
+            BacklogError: a request that comes now would not get its turn in `max_delay`.
+        """
+        if (excess := self.delay - self._max_delay) > 0:
+            raise BacklogError(excess)
+
     async def submit(self, items: Sequence[Item]) -> list[Result]:
         """Results of a request's items, in their order.
 
         Raises:
+            BacklogError: the request would wait too long.
             Exception: what the function raised for the first item that failed; the other items are given up.
         """
+        self.admit()
         loop = asyncio.get_running_loop()
         waiting = [_Waiting(item, self._cost(item), loop.create_future()) for item in items]
         self._requests.append(deque(waiting))
@@ -86,8 +126,11 @@ class MicroBatcher(Generic[Item, Result]):
 
     async def _work(self) -> None:
         while self._requests:
-            for batch in self._batches(self._turn()):
+            turn = self._turn()
+            self._turn_cost = sum(entry.cost for entry in turn)
+            for batch in self._batches(turn):
                 await self._run_batch(batch)
+                self._turn_cost -= sum(entry.cost for entry in batch)
 
     def _turn(self) -> list["_Waiting[Item, Result]"]:
         """Items of all requests in turns, until they fill some batches."""
@@ -128,7 +171,7 @@ class MicroBatcher(Generic[Item, Result]):
         self.counts.skipped += len(batch) - len(live)
         if not live:
             return
-        items = [entry.item for entry in live]
+        items, start = [entry.item for entry in live], time.perf_counter()
         try:
             results = await asyncio.get_running_loop().run_in_executor(self._executor, self._run, items)
             answers = list(zip(live, results, strict=True))
@@ -143,6 +186,8 @@ class MicroBatcher(Generic[Item, Result]):
                 live[0].future.set_exception(error)
             return
         costs = [entry.cost for entry in live]
+        self._recent_cost = MEMORY * self._recent_cost + sum(costs)
+        self._recent_seconds = MEMORY * self._recent_seconds + time.perf_counter() - start
         self.counts.items += len(live)
         self.counts.batches += 1
         self.counts.cost += sum(costs)

@@ -1,5 +1,6 @@
 """The model of a replica: unit-length embeddings of texts and images of many requests at once."""
 
+import asyncio
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +33,7 @@ class Embedder:
         executor = ThreadPoolExecutor(1, "model")
         self.texts = MicroBatcher(self._run_texts, len, BATCH_TOKENS[self._device], executor)
         self.images = MicroBatcher(self._run_images, lambda _: 1, BATCH_IMAGES[self._device], executor)
+        self._executor = executor
         self.remembered = 0
         """Texts that were answered without the model."""
         self._cache: OrderedDict[bytes, np.ndarray] = OrderedDict()
@@ -55,9 +57,13 @@ class Embedder:
         return np.stack(await self.images.submit(list(pixels)))
 
     async def check(self) -> None:
-        """Run the model on a text of its own; raises where it cannot."""
+        """Run the model on a text of its own; raises where it cannot.
+
+        It waits for a batch, not for the queue: a model with much to do would look dead, and be replaced for that.
+        """
         (ids,) = tokenize(self._checkpoint.tokenizer, ["a photo"]).input_ids
-        (vector,) = await self.texts.submit([ids])
+        loop = asyncio.get_running_loop()
+        (vector,) = await loop.run_in_executor(self._executor, self._run_texts, [ids])
         if not np.isfinite(vector).all():
             raise RuntimeError("the model's embedding of a text is not finite")
 

@@ -1,5 +1,6 @@
 """Errors of the HTTP API. Every one leaves the server as `{"error": {"message", "type", "param", "code"}}`."""
 
+import math
 from collections.abc import Sequence
 from http import HTTPStatus
 
@@ -8,6 +9,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from starlette.exceptions import HTTPException
+
+from serving.batching import BacklogError
 
 _TYPES = {401: "authentication_error", 404: "not_found_error", 413: "request_too_large", 429: "rate_limit_error"}
 
@@ -40,9 +43,10 @@ def error_response(
     return JSONResponse(body, status, headers)
 
 
-def overloaded() -> JSONResponse:
-    """What a request gets that came while too many others waited."""
-    return error_response(429, "the server is busy; try again", "overloaded", headers={"Retry-After": "1"})
+def overloaded(retry_after: int = 1) -> JSONResponse:
+    """What a request gets that came while too much waited; `retry_after` in seconds."""
+    headers = {"Retry-After": str(retry_after)}
+    return error_response(429, "the server is busy; try again", "overloaded", headers=headers)
 
 
 def install_handlers(api: FastAPI) -> None:
@@ -50,6 +54,7 @@ def install_handlers(api: FastAPI) -> None:
     api.add_exception_handler(RequestValidationError, _invalid_request)
     api.add_exception_handler(HTTPException, _http_error)
     api.add_exception_handler(BackPressureError, _overloaded)
+    api.add_exception_handler(BacklogError, _backlog)
     api.add_exception_handler(DeploymentUnavailableError, _unavailable)
     api.add_exception_handler(Exception, _internal)
 
@@ -85,6 +90,11 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
 
 async def _overloaded(request: Request, error: Exception) -> JSONResponse:
     return overloaded()
+
+
+async def _backlog(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, BacklogError)
+    return overloaded(math.ceil(error.excess))
 
 
 async def _unavailable(request: Request, error: Exception) -> JSONResponse:

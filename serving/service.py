@@ -189,6 +189,8 @@ class Service:
                 message = f"{name}: {len(rows)} {kind}, at most {limit} are allowed in one request"
                 raise ApiError(413, message, "too_many_items", name)
         # Everything is read before anything is embedded: an item that cannot be read costs no run of the model.
+        if images:  # but reading these is work, too, that a request which is refused for the queue should not cost
+            self.embedder.images.admit()
         batch, truncated = None, 0
         if texts:
             batch, truncated = await self._read_texts(

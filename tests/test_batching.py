@@ -1,13 +1,15 @@
 """Items of many requests in few runs of a function."""
 
 import asyncio
+import math
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from serving.batching import BATCHES_A_TURN, MicroBatcher
+from serving.batching import BATCHES_A_TURN, ITEMS_A_REQUEST, BacklogError, MicroBatcher
 
 pytestmark = pytest.mark.anyio
 
@@ -32,8 +34,10 @@ class Recorder:
         return [number * number for number in numbers]
 
 
-def batcher_of(recorder: Callable[[list[int]], Sequence[int]], budget: int = 100) -> MicroBatcher[int, int]:
-    return MicroBatcher(recorder, lambda number: number, budget, ThreadPoolExecutor(1))
+def batcher_of(
+    recorder: Callable[[list[int]], Sequence[int]], budget: int = 100, max_delay: float = math.inf
+) -> MicroBatcher[int, int]:
+    return MicroBatcher(recorder, lambda number: number, budget, ThreadPoolExecutor(1), max_delay)
 
 
 async def held(recorder: Recorder, batcher: MicroBatcher[int, int]) -> asyncio.Task[list[int]]:
@@ -122,3 +126,35 @@ async def test_a_wrong_number_of_results_is_an_error_not_a_hang() -> None:
     with pytest.raises(ValueError, match="zip"):
         await asyncio.wait_for(batcher.submit([1, 2, 3]), 10)
     assert await batcher_of(Recorder()).submit([2]) == [4]
+
+
+def slow(numbers: list[int]) -> Sequence[int]:
+    """Takes a millisecond for each unit of cost."""
+    time.sleep(sum(numbers) / 1000)
+    return numbers
+
+
+async def test_what_would_wait_too_long_is_refused_until_the_queue_is_shorter() -> None:
+    batcher = batcher_of(slow, max_delay=0.8)
+    assert batcher.delay == 0
+    await batcher.submit([50])  # now the pace is known
+    requests = [asyncio.create_task(batcher.submit([50] * 10)) for _ in range(4)]  # half a second each
+    await asyncio.sleep(0.01)
+    assert batcher.delay > 0.8
+    for refused in requests[2:]:
+        with pytest.raises(BacklogError) as error:
+            await refused
+        assert 0 < error.value.excess < 2
+    assert await asyncio.gather(*requests[:2]) == [[50] * 10] * 2
+    assert batcher.delay == 0
+    assert await batcher.submit([1]) == [1]
+
+
+async def test_a_large_request_counts_by_its_share_of_a_turn_only() -> None:
+    batcher = batcher_of(slow, max_delay=1)
+    await batcher.submit([5])
+    large = asyncio.create_task(batcher.submit([5] * 1000))  # five seconds
+    await asyncio.sleep(0.01)
+    assert batcher.delay < 2 * 0.005 * (ITEMS_A_REQUEST + BATCHES_A_TURN * 100 / 5)
+    assert await batcher.submit([3]) == [3]
+    large.cancel()

@@ -81,6 +81,19 @@ async def test_a_text_that_the_model_cannot_take_fails_alone(
     await embedder.check()
 
 
+async def test_a_model_with_much_to_do_still_tells_that_it_runs(
+    embedder: Embedder, read: Callable[[list[str]], TokenBatch]
+) -> None:
+    flood = [asyncio.create_task(embedder.embed_texts(read([f"{row} " * 200] * 2))) for row in range(300)]
+    await asyncio.sleep(0)
+    waiting = embedder.texts.waiting
+    await embedder.check()
+    assert embedder.texts.waiting > waiting / 2
+    for task in flood:
+        task.cancel()
+    await asyncio.gather(*flood, return_exceptions=True)
+
+
 async def test_a_model_that_does_not_run_is_noticed(embedder: Embedder, tiny_checkpoint: Checkpoint) -> None:
     await embedder.check()
     weight = tiny_checkpoint.model.text_projection.weight

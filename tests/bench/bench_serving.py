@@ -19,6 +19,7 @@ that was asked before, and so what HTTP costs; `refused_ms` that of an answer 42
 import argparse
 import asyncio
 import base64
+import json
 import os
 import random
 import socket
@@ -47,6 +48,8 @@ ROOT = Path(__file__).resolve().parents[2]
 THREADS = 2
 CLIENTS = {1: 10, 4: 24, 16: 64, 64: 128}
 """Requests of a round, by clients."""
+PATIENCE = 300
+"""Seconds that clients wait for an answer, and that servers keep a connection which a busy loop makes look idle."""
 WORDS = ("red", "green", "small", "round", "dog", "bird", "house", "tree", "river", "old", "stone", "boats", "bridge")
 
 
@@ -133,7 +136,7 @@ def serve_alone(model: Path, port: int) -> None:
 
     found, checkpoint = open_model(str(model), ""), load_checkpoint(model)
     service = Service(found, checkpoint, Embedder(checkpoint, THREADS))
-    uvicorn.run(create_api(service), host="127.0.0.1", port=port, log_level="warning")
+    uvicorn.run(create_api(service), host="127.0.0.1", port=port, log_level="warning", timeout_keep_alive=PATIENCE)
 
 
 def serve_plain(model: Path, port: int) -> None:
@@ -159,13 +162,13 @@ def serve_plain(model: Path, port: int) -> None:
         encoded = [base64.b64encode(vector.tobytes()).decode() for vector in vectors]
         return {"data": [{"index": row, "embedding": vector} for row, vector in enumerate(encoded)]}
 
-    uvicorn.run(api, host="127.0.0.1", port=port, log_level="warning")
+    uvicorn.run(api, host="127.0.0.1", port=port, log_level="warning", timeout_keep_alive=PATIENCE)
 
 
 def vectors(url: str, model: Path, inputs: list[str]) -> np.ndarray:
     """Embeddings of some texts by a server."""
     request = {"input": inputs, "encoding_format": "base64", "model": model.name}
-    data = httpx.post(url, json=request, timeout=300).raise_for_status().json()["data"]
+    data = httpx.post(url, json=request, timeout=PATIENCE).raise_for_status().json()["data"]
     return np.stack([np.frombuffer(base64.b64decode(entry["embedding"]), "<f4") for entry in data])
 
 
@@ -182,7 +185,7 @@ async def closed_loop(url: str, model: Path, inputs: list[str], clients: int) ->
             (await client.post(url, json=request)).raise_for_status()
             seconds.append(time.perf_counter() - start)
 
-    async with httpx.AsyncClient(timeout=300, limits=limits) as client:
+    async with httpx.AsyncClient(timeout=PATIENCE, limits=limits) as client:
         start = time.perf_counter()
         await asyncio.gather(*(ask(client) for _ in range(clients)))
         return time.perf_counter() - start, seconds
@@ -190,7 +193,7 @@ async def closed_loop(url: str, model: Path, inputs: list[str], clients: int) ->
 
 async def open_loop(url: str, model: Path, inputs: list[str], rate: float) -> list[float]:
     """Seconds of each answer when so many requests a second arrive, whatever became of the others."""
-    async with httpx.AsyncClient(timeout=300, limits=httpx.Limits(max_connections=None)) as client:
+    async with httpx.AsyncClient(timeout=PATIENCE, limits=httpx.Limits(max_connections=None)) as client:
 
         async def ask(text: str) -> float:
             start = time.perf_counter()
@@ -209,7 +212,7 @@ async def refusals(url: str, model: Path) -> list[float]:
     """Seconds of every answer 429 when far too many requests come at once."""
     inputs = texts(16, 9, short=False)
     seconds: list[float] = []
-    async with httpx.AsyncClient(timeout=300, limits=httpx.Limits(max_connections=None)) as client:
+    async with httpx.AsyncClient(timeout=PATIENCE, limits=httpx.Limits(max_connections=None)) as client:
 
         async def ask() -> None:
             start = time.perf_counter()
@@ -224,7 +227,7 @@ async def refusals(url: str, model: Path) -> list[float]:
         for task in flood:
             task.cancel()
         await asyncio.gather(*flood, return_exceptions=True)
-    async with httpx.AsyncClient(timeout=300) as client:  # what comes next finds the server idle again
+    async with httpx.AsyncClient(timeout=PATIENCE) as client:  # what comes next finds the server idle again
         while (await client.post(url, json={"input": "still busy?", "model": model.name})).status_code == 429:
             await asyncio.sleep(1)
     return seconds
@@ -255,6 +258,10 @@ def main() -> None:
         text |= size if options.quick else {}
         torch.manual_seed(0)
         save_checkpoint(new_model(CLIPConfig(text_config=text)), model, {"origin": "random"})
+        if options.infinity:
+            # It cuts texts to `max_length` of the configuration, which older transformers make 20 where no file says.
+            written = json.loads((model / "config.json").read_text())
+            (model / "config.json").write_text(json.dumps(written | {"max_length": text["max_position_embeddings"]}))
         with servers(model, Path(directory), options.infinity) as urls:
             compare(urls, model, short)
             answers: dict[tuple[str, int], list[float]] = {}
