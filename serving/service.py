@@ -17,6 +17,7 @@ from longclip.tokenizer import TokenBatch
 from longclip.zero_shot import class_means, class_prompts
 from serving import inputs, schemas
 from serving.artifacts import Model
+from serving.batching import MicroBatcher
 from serving.embedder import Embedder
 from serving.errors import ApiError
 from serving.fetching import ImageFetcher, NotFetchedError
@@ -55,6 +56,7 @@ class Service:
         self._logit_scale = float(checkpoint.model.logit_scale.exp())
         # Not asyncio's own pool: that has many more threads than there are cores, and would take them from the model.
         self._readers = ThreadPoolExecutor(torch.get_num_threads(), "reader")
+        self._free_readers = asyncio.Semaphore(torch.get_num_threads())
 
     @property
     def index_info(self) -> schemas.IndexInfo | None:
@@ -189,8 +191,6 @@ class Service:
                 message = f"{name}: {len(rows)} {kind}, at most {limit} are allowed in one request"
                 raise ApiError(413, message, "too_many_items", name)
         # Everything is read before anything is embedded: an item that cannot be read costs no run of the model.
-        if images:  # but reading these is work, too, that a request which is refused for the queue should not cost
-            self.embedder.images.admit()
         batch, truncated = None, 0
         if texts:
             batch, truncated = await self._read_texts(
@@ -208,11 +208,13 @@ class Service:
         return vectors, 0 if batch is None else int(batch.lengths.sum()), truncated
 
     async def _read_texts(self, texts: list[str], params: list[str], truncate: bool) -> tuple[TokenBatch, int]:
-        return await self._reading(inputs.read_texts, self._tokenizer, texts, params, truncate)
+        arguments = (self._tokenizer, texts, params, truncate)
+        return await self._reading(inputs.read_texts, *arguments, queue=self.embedder.texts)
 
     async def _read_image(self, image: str, param: str) -> np.ndarray:
         if self._fetcher is None or image[:8].lower() != "https://":
-            return await self._reading(inputs.read_image, self._transform, image, param)
+            arguments = (self._transform, image, param)
+            return await self._reading(inputs.read_image, *arguments, queue=self.embedder.images)
         try:
             with stage("fetch"):
                 data = await self._fetcher.fetch(image)
@@ -221,9 +223,14 @@ class Service:
             raise ApiError(422, message, "image_not_fetched", param) from None
         return await self._reading(inputs.image_pixels, self._transform, data, param)
 
-    async def _reading(self, read: Callable[..., Read], *arguments: Any) -> Read:
+    async def _reading(
+        self, read: Callable[..., Read], *arguments: Any, queue: MicroBatcher[Any, Any] | None = None
+    ) -> Read:
         with stage("read"):
-            return await asyncio.get_running_loop().run_in_executor(self._readers, read, *arguments)
+            async with self._free_readers:
+                if queue:  # reading is work, too: what the model has no time for is refused before it
+                    queue.admit()
+                return await asyncio.get_running_loop().run_in_executor(self._readers, read, *arguments)
 
     def _read_vector(self, values: list[float]) -> np.ndarray:
         param = "query.embedding"

@@ -209,21 +209,20 @@ async def open_loop(url: str, model: Path, inputs: list[str], rate: float) -> li
 
 
 async def refusals(url: str, model: Path) -> list[float]:
-    """Seconds of every answer 429 when far too many requests come at once."""
+    """Seconds of answers 429 to requests that come one by one while far too many others wait."""
     inputs = texts(16, 9, short=False)
     seconds: list[float] = []
     async with httpx.AsyncClient(timeout=PATIENCE, limits=httpx.Limits(max_connections=None)) as client:
 
-        async def ask() -> None:
-            start = time.perf_counter()
-            response = await client.post(url, json={"input": inputs, "model": model.name})
-            if response.status_code == 429:
-                seconds.append(time.perf_counter() - start)
+        async def ask() -> httpx.Response:
+            return await client.post(url, json={"input": inputs, "model": model.name})
 
         flood = [asyncio.create_task(ask()) for _ in range(256)]
         await asyncio.sleep(3)  # all of them are in
         for _ in range(20):
-            await ask()
+            start = time.perf_counter()
+            if (await ask()).status_code == 429:
+                seconds.append(time.perf_counter() - start)
         for task in flood:
             task.cancel()
         await asyncio.gather(*flood, return_exceptions=True)
