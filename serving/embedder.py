@@ -56,6 +56,14 @@ class Embedder:
         """Embeddings `[N, E]` float32 of pixels `[N, S, S, 3]` uint8."""
         return np.stack(await self.images.submit(list(pixels)))
 
+    async def warm_up(self) -> None:
+        """Run the model as requests will, before the first of them: from then on its pace is known, and no flood of
+        first requests is let in because it is not."""
+        checkpoint = self._checkpoint
+        (ids,) = tokenize(checkpoint.tokenizer, ["photo " * checkpoint.tokenizer.model_max_length]).input_ids
+        size = checkpoint.transform.image_size
+        await asyncio.gather(self.texts.submit([ids]), self.images.submit([np.zeros((size, size, 3), np.uint8)]))
+
     async def check(self) -> None:
         """Run the model on a text of its own; raises where it cannot.
 

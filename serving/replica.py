@@ -37,7 +37,7 @@ class Replica:
         checkpoint = load_checkpoint(fetch(model))
         self._embedder = Embedder(checkpoint, torch_threads)
         self._searcher = searcher(index, retrievers) if index else None
-        self._searched = False
+        self._warm = self._searched = False
         fetcher = ImageFetcher(image_hosts, MAX_IMAGE_BYTES) if image_hosts else None
         self._service = Service(model, checkpoint, self._embedder, self._searcher, fetcher)
         self._key_digests = key_digests
@@ -55,6 +55,9 @@ class Replica:
         retrievers fail later, other replicas would not do better.
         """
         await self._embedder.check()
+        if not self._warm:
+            await self._embedder.warm_up()
+            self._warm = True
         if self._searcher and not self._searched:
             await self._searcher.check()
             self._searched = True

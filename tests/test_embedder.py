@@ -94,6 +94,18 @@ async def test_a_model_with_much_to_do_still_tells_that_it_runs(
     await asyncio.gather(*flood, return_exceptions=True)
 
 
+async def test_the_pace_is_known_before_the_first_request(embedder: Embedder) -> None:
+    await embedder.warm_up()
+    assert embedder.texts.counts.cost == 248
+    assert embedder.images.counts.items == 1
+    texts = asyncio.ensure_future(embedder.texts.submit([torch.tensor([49406, 320, 49407])] * 4))
+    images = asyncio.ensure_future(embedder.images.submit([np.zeros((32, 32, 3), np.uint8)] * 4))
+    await asyncio.sleep(0)
+    assert embedder.texts.delay > 0
+    assert embedder.images.delay > 0
+    await asyncio.gather(texts, images)
+
+
 async def test_a_model_that_does_not_run_is_noticed(embedder: Embedder, tiny_checkpoint: Checkpoint) -> None:
     await embedder.check()
     weight = tiny_checkpoint.model.text_projection.weight
