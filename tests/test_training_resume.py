@@ -24,7 +24,7 @@ from tests.processes import kill_driver, processes_below
 
 pytestmark = pytest.mark.slow
 
-ROWS, GLOBAL_BATCH, EPOCHS, EVERY = 100, 16, 10, 10
+ROWS, GLOBAL_BATCH, EPOCHS, EVERY = 100, 16, 15, 10
 STEPS = ROWS // GLOBAL_BATCH * EPOCHS
 BROKEN = 3
 DEADLINE_SECONDS = 900
