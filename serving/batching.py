@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
@@ -76,10 +76,10 @@ class MicroBatcher(Generic[Item, Result]):
         """
         self.counts = BatchCounts()
         self._max_delay = max_delay
-        self._turn_cost = 0  # of the items that were taken from their requests and did not run yet
         self._recent_cost = self._recent_seconds = 0.0
         self._run, self._cost, self._budget, self._executor = run, cost, budget, executor
         self._requests: deque[deque[_Waiting[Item, Result]]] = deque()
+        self._taken: list[_Waiting[Item, Result]] = []  # from their requests, for the turn that runs
         self._worker: asyncio.Task[None] | None = None
 
     @property
@@ -93,8 +93,8 @@ class MicroBatcher(Generic[Item, Result]):
         if not self._recent_cost:
             return 0.0
         shares = (islice(request, ITEMS_A_REQUEST) for request in self._requests)
-        ahead = sum(entry.cost for share in shares for entry in share if not entry.future.done())
-        return (self._turn_cost + ahead) * self._recent_seconds / self._recent_cost
+        ahead = sum(entry.cost for entry in chain(self._taken, *shares) if not entry.future.done())
+        return ahead * self._recent_seconds / self._recent_cost
 
     def admit(self) -> None:
         """Refuse what would wait too long, before anything is done for it.
@@ -126,11 +126,10 @@ class MicroBatcher(Generic[Item, Result]):
 
     async def _work(self) -> None:
         while self._requests:
-            turn = self._turn()
-            self._turn_cost = sum(entry.cost for entry in turn)
-            for batch in self._batches(turn):
+            self._taken = self._turn()
+            for batch in self._batches(self._taken):
                 await self._run_batch(batch)
-                self._turn_cost -= sum(entry.cost for entry in batch)
+        self._taken = []
 
     def _turn(self) -> list["_Waiting[Item, Result]"]:
         """Items of all requests in turns, until they fill some batches."""

@@ -208,9 +208,9 @@ async def open_loop(url: str, model: Path, inputs: list[str], rate: float) -> li
         return list(await asyncio.gather(*tasks))
 
 
-async def refusals(url: str, model: Path) -> list[float]:
+async def refusals(url: str, model: Path, short: bool) -> list[float]:
     """Seconds of answers 429 to requests that come one by one while far too many others wait."""
-    inputs = texts(16, 9, short=False)
+    inputs = texts(16, 9, short)
     seconds: list[float] = []
     async with httpx.AsyncClient(timeout=PATIENCE, limits=httpx.Limits(max_connections=None)) as client:
 
@@ -277,7 +277,7 @@ def main() -> None:
             per_second = {key: statistics.median(values) for key, values in rates.items()}
             asyncio.run(closed_loop(urls["ours"], model, ["again"] * 20, 1))
             _, remembered = asyncio.run(closed_loop(urls["ours"], model, ["again"] * 300, 1))
-            refused = asyncio.run(refusals(urls["ours"], model))
+            refused = asyncio.run(refusals(urls["ours"], model, short))
             opened = {}
             for share in () if options.quick else (0.5, 0.8, 1.0):
                 rate = share * max(value for (name, _), value in per_second.items() if name == "ours")
