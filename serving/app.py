@@ -13,6 +13,7 @@ from ray.serve import Application
 
 from longclip.errors import ConfigError
 from serving.artifacts import open_model
+from serving.embedder import Precision
 from serving.index_source import find_index, open_index
 from serving.inputs import MAX_REQUESTS
 from serving.middleware import key_digest
@@ -43,6 +44,11 @@ class AppArgs(BaseModel, extra="forbid"):
     max_replicas: int | None = Field(None, ge=1, description="more of them while many requests wait")
     replica_gpus: float = Field(0, ge=0, description="GPUs of each replica; may be a fraction")
     torch_threads: int = Field(2, ge=1, description="CPU threads, and CPUs, of each replica")
+    precision: Precision | None = Field(
+        None,
+        description="of matrix products, float32 or bfloat16; by default bfloat16 on a GPU, float32 on a CPU. A CPU"
+        " with AVX-512 BF16 or AMX computes nearly twice as many embeddings in bfloat16",
+    )
     retrievers: int = Field(
         0, ge=0, description="processes that share out the shards of the index; without any, each replica holds all"
     )
@@ -109,6 +115,7 @@ def build(args: AppArgs) -> Application:
     ).bind(
         model,
         args.torch_threads,
+        args.precision,
         index,
         retrievers,
         frozenset(key_digest(key) for key in keys),

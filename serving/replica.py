@@ -12,7 +12,7 @@ from longclip.checkpoint import load_checkpoint
 from serving import telemetry
 from serving.api import create_api
 from serving.artifacts import Model, fetch
-from serving.embedder import Embedder
+from serving.embedder import Embedder, Precision
 from serving.fetching import ImageFetcher
 from serving.index_source import IndexVersion, open_index
 from serving.inputs import MAX_IMAGE_BYTES
@@ -29,13 +29,14 @@ class Replica:
         self,
         model: Model,
         torch_threads: int,
+        precision: Precision | None,
         index: IndexVersion | None,
         retrievers: DeploymentHandle | None,
         key_digests: frozenset[str],
         image_hosts: frozenset[str],
     ) -> None:
         checkpoint = load_checkpoint(fetch(model))
-        self._embedder = Embedder(checkpoint, torch_threads)
+        self._embedder = Embedder(checkpoint, torch_threads, precision)
         self._searcher = searcher(index, retrievers) if index else None
         self._warm = self._searched = False
         fetcher = ImageFetcher(image_hosts, MAX_IMAGE_BYTES) if image_hosts else None

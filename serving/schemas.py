@@ -130,6 +130,8 @@ class ModelInfo(BaseModel):
     context_length: int
     embedding_dim: int
     image_size: int
+    precision: str
+    """Of its matrix products: float32 or bfloat16."""
 
 
 class IndexInfo(BaseModel):

@@ -49,6 +49,7 @@ class Service:
             context_length=model.context_length,
             embedding_dim=model.embedding_dim,
             image_size=model.transform.image_size,
+            precision=embedder.precision,
         )
         self._searcher = searcher
         self._transform, self._tokenizer = checkpoint.transform, checkpoint.tokenizer

@@ -2,12 +2,13 @@
 
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from longclip.checkpoint import Checkpoint
+from longclip.checkpoint import Checkpoint, load_checkpoint
 from longclip.tokenizer import TokenBatch, tokenize
 from serving import embedder as module
 from serving.embedder import Embedder
@@ -38,6 +39,21 @@ async def test_texts_and_images_equal_the_library(
     np.testing.assert_allclose(texts, library_text_embedding(tiny_checkpoint, *TEXTS), atol=1e-5)
     np.testing.assert_allclose(pictures, library_image_embedding(tiny_checkpoint, *images), atol=1e-5)
     assert texts.dtype == pictures.dtype == np.float32
+
+
+async def test_bfloat16_rounds_and_no_more(
+    tiny_checkpoint: Checkpoint, tiny_checkpoint_dir: Path, read: Callable[[list[str]], TokenBatch]
+) -> None:
+    embedder = Embedder(load_checkpoint(tiny_checkpoint_dir), torch.get_num_threads(), "bfloat16")
+    images = [picture(seed) for seed in range(3)]
+    pixels = np.stack([tiny_checkpoint.transform.pixels(image) for image in images])
+    for found, exact in (
+        (await embedder.embed_texts(read(TEXTS)), library_text_embedding(tiny_checkpoint, *TEXTS)),
+        (await embedder.embed_images(pixels), library_image_embedding(tiny_checkpoint, *images)),
+    ):
+        assert 1e-5 < abs(found - exact).max() < 0.02
+        np.testing.assert_allclose((found * exact).sum(1), 1, atol=1e-3)
+        np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
 
 
 async def test_each_text_is_computed_once(embedder: Embedder, read: Callable[[list[str]], TokenBatch]) -> None:
