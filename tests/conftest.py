@@ -1,5 +1,6 @@
 """Shared fixtures: a tiny CLIP with the real vocabulary, and where the reference material lies."""
 
+import gc
 import io
 import os
 import shutil
@@ -72,9 +73,15 @@ def needs_programs(*names: str, packages: str = "chromium, chromium-driver") -> 
 
 
 @pytest.fixture(scope="module", autouse=True)
-def no_ray_is_left() -> Iterator[None]:
-    """A module that leaves its Ray running fails itself, not the next one that starts its own."""
+def nothing_is_left() -> Iterator[None]:
+    """A module that leaves its Ray running fails itself, not the next one that starts its own.
+
+    Nor does one leave file systems of S3: one that is collected while a later test runs an event loop closes its
+    connections in that loop, which is not theirs, and that test fails.
+    """
     yield
+    if "s3fs" in sys.modules:
+        gc.collect()
     assert "ray" not in sys.modules or not sys.modules["ray"].is_initialized(), "use the fixture ray_cluster"
 
 

@@ -40,6 +40,15 @@ def run(ray_cluster: None, capsys: pytest.CaptureFixture[str], tiny_checkpoint_d
     return run_settings
 
 
+@pytest.fixture(scope="module")
+def two(ray_cluster: None, tiny_checkpoint_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with two rows and an index of them, which stays as it is."""
+    folder = tmp_path_factory.mktemp("two")
+    rows = write_rows(folder / "rows.parquet", rows=2)
+    embed.main(["--set", f"data={rows}", "--set", f"model={tiny_checkpoint_dir}", "--set", f"output={folder}/index"])
+    return folder
+
+
 def newest(directory: Path) -> PublishedIndex:
     return PublishedIndex.open(version_directory(directory, version_manifests(directory)[-1].version))
 
@@ -148,13 +157,11 @@ def test_rows_that_cannot_be_read_any_more_leave_the_index(run: Embed, tmp_path:
         (["delete=[row-000, row-001]"], DataError, "has no items"),
     ],
 )
-def test_mistakes(run: Embed, tmp_path: Path, settings: list[str], error: type[Exception], message: str) -> None:
-    rows = write_rows(tmp_path / "rows.parquet", rows=2)
-    run(f"data={rows}")
+def test_mistakes(two: Path, run: Embed, settings: list[str], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message) as refused:
-        run(*(setting.format(rows=rows) for setting in settings))
+        run(f"output={two}/index", *(setting.format(rows=two / "rows.parquet") for setting in settings))
     assert "\n" not in str(refused.value)
-    assert len(version_manifests(tmp_path / "index")) == 1
+    assert len(version_manifests(two / "index")) == 1
 
 
 def test_large_indexes_get_structures_in_shards_that_pass_the_gate(run: Embed, tmp_path: Path) -> None:

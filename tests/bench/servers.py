@@ -1,6 +1,7 @@
 """What benchmarks over HTTP share: servers as processes of their own, clients of a closed and of an open loop."""
 
 import asyncio
+import json
 import os
 import random
 import socket
@@ -83,6 +84,7 @@ def applications(folder: Path, variants: Mapping[str, Mapping[str, object]]) -> 
         folder / "ours.log",
         *(f"{url}/readyz" for url in urls.values()),
         RAY_ADDRESS="local",
+        RAY_OVERRIDE_RESOURCES=json.dumps({"CPU": THREADS * len(variants)}),  # they are asked one after the other
         RAY_SERVE_ENABLE_HA_PROXY="1",
         RAY_worker_niceness="0",  # Ray's 15 would let everything else on the machine go first, the rivals too
     ):
