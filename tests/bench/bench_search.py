@@ -24,12 +24,11 @@ second at 16 clients.
 import argparse
 import asyncio
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,27 +44,27 @@ from transformers import CLIPConfig
 from bench_index import BREADTHS, QUERIES, RECALL, TOP_K, draw, recall
 from harness import arguments, report
 from longclip.checkpoint import checkpoint_id, load_checkpoint, new_model, save_checkpoint
-from longclip.encode import encode_text, unit
 from longclip.index import PublishedIndex
 from longclip.index.gate import fewest_probes, measure_probes
-from longclip.tokenizer import tokenize
 from servers import (
-    CLIENTS,
     PATIENCE,
     ROOT,
     THREADS,
     applications,
+    ask_in_rounds,
     closed_loop,
     free_port,
     open_loop,
+    plain_api,
     quantiles,
+    run_api,
     running,
     texts,
 )
 
 sys.path.append(str(ROOT))  # before what lies there and is not installed
 
-from tests.scenes_index import change_manifest, write_version
+from tests.scenes_index import change_manifest, library_text_embedding, write_version
 
 PLANTED = 8
 
@@ -101,7 +100,6 @@ def main() -> None:
         clip_retrieval={"help": "Python of an environment with the rival clip-retrieval"},
     )
     rows, queries = (10_000, 100) if options.quick else (options.rows, QUERIES)
-    loads, rounds = ({16: 64}, 1) if options.quick else (CLIENTS, 3)
     with tempfile.TemporaryDirectory() as directory:
         folder = Path(directory)
         model, planted = folder / "clip", texts(PLANTED, 5, short=True)
@@ -116,19 +114,8 @@ def main() -> None:
                 answers = [server.ask(server.by_vector(query.tolist())) for query in off_images[measured]]
                 rows_found = [np.array([row for row, _ in hits]) for hits in answers]
                 found[name] = round(recall(rows_found, best[measured]), 3)
-            seconds: dict[tuple[str, int], list[float]] = {}
-            rates: dict[tuple[str, int], list[float]] = {}
-            for number in range(rounds):
-                for clients, count in loads.items():
-                    for name, server in servers.items():
-                        asked = [server.by_text(text) for text in texts(count, 1000 * number + clients, short=True)]
-                        taken, each = asyncio.run(closed_loop(server.url, asked, clients))
-                        rates.setdefault((name, clients), []).append(count / taken)
-                        seconds.setdefault((name, clients), []).extend(each)
-                        print(
-                            f"round {number + 1}/{rounds}: {name}, {clients} clients: {count / taken:.1f}/s", flush=True
-                        )
-            per_second = {key: statistics.median(values) for key, values in rates.items()}
+            asked_by_text = {name: (server.url, server.by_text) for name, server in servers.items()}
+            per_second, seconds = ask_in_rounds(asked_by_text, True, options.quick)
             opened, alone = {}, {}
             for name, server in servers.items():
                 vectors = [server.by_vector(query.tolist()) for query in off_images]
@@ -162,9 +149,7 @@ def write_model(directory: Path, quick: bool, planted: list[str]) -> np.ndarray:
     )
     torch.manual_seed(0)
     save_checkpoint(new_model(CLIPConfig(text_config=text)), directory, {"origin": "random"})
-    checkpoint = load_checkpoint(directory)
-    with torch.inference_mode():
-        return unit(encode_text(checkpoint.model, tokenize(checkpoint.tokenizer, planted))).numpy()
+    return library_text_embedding(load_checkpoint(directory), *planted)
 
 
 @contextmanager
@@ -246,10 +231,8 @@ def write_tuned(structure: Any, path: Path, queries: np.ndarray, best: list[np.n
     """Write a structure of FAISS, with the least breadth, or lists, with which it finds enough."""
     for breadth in (8, 16, *BREADTHS):
         for parameter in ("efSearch", "nprobe"):
-            try:
+            with suppress(RuntimeError):  # it has no such parameter
                 faiss.ParameterSpace().set_index_parameter(structure, parameter, breadth)
-            except RuntimeError:  # it has no such parameter
-                continue
         found = recall(list(structure.search(queries, TOP_K)[1]), best)
         if found >= RECALL:
             break
@@ -261,32 +244,16 @@ def write_tuned(structure: Any, path: Path, queries: np.ndarray, best: list[np.n
 
 def serve_plain(index: Path, model: Path, port: int) -> None:
     """A server without any care for lengths or batches."""
-    import uvicorn
-    from fastapi import FastAPI
-    from transformers import CLIPModel, CLIPTokenizer
-
-    torch.set_num_threads(THREADS)
     structure = faiss.read_index(str(index))
-    clip, tokenizer = CLIPModel.from_pretrained(model).eval(), CLIPTokenizer.from_pretrained(model)
-    api = FastAPI()
-
-    @api.get("/healthz")
-    def healthz() -> str:
-        return "ok"
+    api, embed = plain_api(model)
 
     @api.post("/search")
     def search(request: dict[str, Any]) -> dict[str, Any]:
-        if "vector" in request:
-            vector = np.array(request["vector"], np.float32)[None]
-        else:
-            tokens = tokenizer(request["text"], padding="max_length", truncation=True, return_tensors="pt")
-            with torch.inference_mode():
-                features = clip.get_text_features(**tokens).pooler_output
-            vector = (features / features.norm(dim=-1, keepdim=True)).numpy()
+        vector = np.array([request["vector"]], np.float32) if "vector" in request else embed(request["text"])
         scores, rows = structure.search(vector, TOP_K)
         return {"rows": rows[0].tolist(), "scores": scores[0].tolist()}
 
-    uvicorn.run(api, host="127.0.0.1", port=port, log_level="warning", timeout_keep_alive=PATIENCE)
+    run_api(api, port)
 
 
 def check(name: str, server: Rival, planted: list[str]) -> None:

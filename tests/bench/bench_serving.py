@@ -24,12 +24,12 @@ import base64
 import itertools
 import json
 import os
-import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,14 +43,16 @@ from longclip.checkpoint import load_checkpoint, new_model, save_checkpoint
 from longclip.encode import encode_text, unit
 from longclip.tokenizer import tokenize
 from servers import (
-    CLIENTS,
     PATIENCE,
     THREADS,
     applications,
+    ask_in_rounds,
     closed_loop,
     free_port,
     open_loop,
+    plain_api,
     quantiles,
+    run_api,
     running,
     texts,
 )
@@ -85,8 +87,6 @@ def servers(model: Path, logs: Path, infinity: str | None) -> Iterator[dict[str,
 
 def serve_alone(model: Path, port: int) -> None:
     """Our API under uvicorn."""
-    import uvicorn
-
     from serving.api import create_api
     from serving.artifacts import open_model
     from serving.embedder import Embedder
@@ -94,38 +94,25 @@ def serve_alone(model: Path, port: int) -> None:
 
     found, checkpoint = open_model(str(model), ""), load_checkpoint(model)
     service = Service(found, checkpoint, Embedder(checkpoint, THREADS))
-    uvicorn.run(create_api(service), host="127.0.0.1", port=port, log_level="warning", timeout_keep_alive=PATIENCE)
+    run_api(create_api(service), port)
 
 
 def serve_plain(model: Path, port: int) -> None:
     """A server without any care for lengths."""
-    import uvicorn
-    from fastapi import FastAPI
-    from transformers import CLIPModel, CLIPTokenizer
-
-    torch.set_num_threads(THREADS)
-    clip, tokenizer = CLIPModel.from_pretrained(model).eval(), CLIPTokenizer.from_pretrained(model)
-    api = FastAPI()
-
-    @api.get("/healthz")
-    def healthz() -> str:
-        return "ok"
+    api, embed = plain_api(model)
 
     @api.post("/v1/embeddings")
     def embeddings(request: dict[str, Any]) -> dict[str, Any]:
-        tokens = tokenizer(request["input"], padding="max_length", truncation=True, return_tensors="pt")
-        with torch.inference_mode():
-            features = clip.get_text_features(**tokens).pooler_output
-        vectors = (features / features.norm(dim=-1, keepdim=True)).numpy().astype("<f4")
+        vectors = embed(request["input"]).astype("<f4")
         encoded = [base64.b64encode(vector.tobytes()).decode() for vector in vectors]
         return {"data": [{"index": row, "embedding": vector} for row, vector in enumerate(encoded)]}
 
-    uvicorn.run(api, host="127.0.0.1", port=port, log_level="warning", timeout_keep_alive=PATIENCE)
+    run_api(api, port)
 
 
-def requests(model: Path, inputs: list[str]) -> list[dict[str, Any]]:
-    """One for each text."""
-    return [{"input": [text], "encoding_format": "base64", "model": model.name} for text in inputs]
+def request(model: Path, text: str) -> dict[str, Any]:
+    """What asks for the embedding of a text."""
+    return {"input": [text], "encoding_format": "base64", "model": model.name}
 
 
 def vectors(url: str, model: Path, inputs: list[str]) -> np.ndarray:
@@ -174,8 +161,7 @@ def main() -> None:
         (serve_alone if run.run == "no_proxy" else serve_plain)(run.model, run.port)
         return
     options = arguments(__doc__, infinity={"help": "program of a rival server, infinity_emb"})
-    loads = {16: 64} if options.quick else CLIENTS
-    rounds, short = 1 if options.quick else 3, bool(options.infinity)
+    short = bool(options.infinity)
     with tempfile.TemporaryDirectory() as directory:
         model = Path(directory) / "clip"
         size = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4, "num_attention_heads": 4}
@@ -189,25 +175,15 @@ def main() -> None:
             (model / "config.json").write_text(json.dumps(written | {"max_length": text["max_position_embeddings"]}))
         with servers(model, Path(directory), options.infinity) as urls:
             compare(urls, model, short)
-            answers: dict[tuple[str, int], list[float]] = {}
-            rates: dict[tuple[str, int], list[float]] = {}
-            for number in range(rounds):
-                for clients, count in loads.items():
-                    for name, url in urls.items():
-                        inputs = requests(model, texts(count, 1000 * number + clients, short))
-                        taken, seconds = asyncio.run(closed_loop(url, inputs, clients))
-                        rates.setdefault((name, clients), []).append(count / taken)
-                        answers.setdefault((name, clients), []).extend(seconds)
-                        found = f"{name}, {clients} clients: {count / taken:.1f}/s"
-                        print(f"round {number + 1}/{rounds}: {found}", flush=True)
-            per_second = {key: statistics.median(values) for key, values in rates.items()}
-            asyncio.run(closed_loop(urls["ours"], requests(model, ["again"] * 20), 1))
-            _, remembered = asyncio.run(closed_loop(urls["ours"], requests(model, ["again"] * 300), 1))
+            rivals = {name: (url, partial(request, model)) for name, url in urls.items()}
+            per_second, answers = ask_in_rounds(rivals, short, options.quick)
+            asyncio.run(closed_loop(urls["ours"], [request(model, "again")] * 20, 1))
+            _, remembered = asyncio.run(closed_loop(urls["ours"], [request(model, "again")] * 300, 1))
             refused = [] if options.quick else asyncio.run(refusals(urls["ours"], model, short))
             opened = {}
             for share in () if options.quick else (0.5, 0.8, 1.0):
                 rate = share * max(value for (name, _), value in per_second.items() if name == "ours")
-                inputs = requests(model, texts(80, round(100 * share), short))
+                inputs = [request(model, text) for text in texts(80, round(100 * share), short)]
                 opened[f"{share:.0%}"] = quantiles(asyncio.run(open_loop(urls["ours"], inputs, rate)))
     report(
         "serving",

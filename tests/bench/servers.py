@@ -5,17 +5,22 @@ import json
 import os
 import random
 import socket
+import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
+import torch
+import uvicorn
 import yaml
+from fastapi import FastAPI
+from transformers import CLIPModel, CLIPTokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 THREADS = 2
@@ -126,6 +131,57 @@ async def _seconds(client: httpx.AsyncClient, url: str, request: dict[str, Any])
 def _client() -> httpx.AsyncClient:
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
     return httpx.AsyncClient(timeout=PATIENCE, limits=limits)
+
+
+def ask_in_rounds(
+    rivals: Mapping[str, tuple[str, Callable[[str], dict[str, Any]]]], short: bool, quick: bool
+) -> tuple[dict[tuple[str, int], float], dict[tuple[str, int], list[float]]]:
+    """Closed loops of all rivals, one after the other, in rounds.
+
+    Args:
+        rivals: address, and the request that asks about a text, by name.
+        short: only short texts.
+        quick: one round, of 16 clients.
+
+    Returns:
+        By name and number of clients: answers per second (median of the rounds), and seconds of each answer.
+    """
+    loads, rounds = ({16: 64}, 1) if quick else (CLIENTS, 3)
+    rates: dict[tuple[str, int], list[float]] = {}
+    seconds: dict[tuple[str, int], list[float]] = {}
+    for number in range(rounds):
+        for clients, count in loads.items():
+            for name, (url, request) in rivals.items():
+                asked = [request(text) for text in texts(count, 1000 * number + clients, short)]
+                taken, each = asyncio.run(closed_loop(url, asked, clients))
+                rates.setdefault((name, clients), []).append(count / taken)
+                seconds.setdefault((name, clients), []).extend(each)
+                print(f"round {number + 1}/{rounds}: {name}, {clients} clients: {count / taken:.1f}/s", flush=True)
+    return {key: statistics.median(values) for key, values in rates.items()}, seconds
+
+
+def plain_api(model: Path) -> tuple[FastAPI, Callable[[str | list[str]], np.ndarray]]:
+    """An API that says it is healthy, and how anybody would embed texts `[N, E]` with transformers: padded."""
+    torch.set_num_threads(THREADS)
+    clip, tokenizer = CLIPModel.from_pretrained(model).eval(), CLIPTokenizer.from_pretrained(model)
+    api = FastAPI()
+
+    @api.get("/healthz")
+    def healthz() -> str:
+        return "ok"
+
+    def embed(inputs: str | list[str]) -> np.ndarray:
+        tokens = tokenizer(inputs, padding="max_length", truncation=True, return_tensors="pt")
+        with torch.inference_mode():
+            features = clip.get_text_features(**tokens).pooler_output
+        return (features / features.norm(dim=-1, keepdim=True)).numpy()
+
+    return api, embed
+
+
+def run_api(api: FastAPI, port: int) -> None:
+    """Serve an API with uvicorn until this process is ended."""
+    uvicorn.run(api, host="127.0.0.1", port=port, log_level="warning", timeout_keep_alive=PATIENCE)
 
 
 def quantiles(seconds: list[float]) -> dict[str, float]:
