@@ -8,15 +8,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from longclip.captions import split_sentences, summarizer
     from longclip.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
     from longclip.encode import encode_image, encode_text
+    from longclip.evaluation.metrics import retrieval_figures, retrieval_ranks
     from longclip.images import ImageTransform
-    from longclip.loss import LossConfig, contrastive_loss, long_clip_losses
-    from longclip.metrics import retrieval_figures, retrieval_ranks
-    from longclip.pcm import primary_components
     from longclip.stretch import interpolate_positions, stretch_positions
+    from longclip.text.sentences import split_sentences, summarizer
     from longclip.tokenizer import TokenBatch, build_tokenizer, tokenize
+    from longclip.training.loss import LossConfig, contrastive_loss, long_clip_losses
+    from longclip.training.pcm import primary_components
 
 _HOMES = {
     "captions": ("split_sentences", "summarizer"),

@@ -16,8 +16,8 @@ from transformers import AutoConfig, CLIPConfig, CLIPModel, CLIPTokenizer
 from longclip.errors import CheckpointError, one_line
 from longclip.files import file_sha256, whole_directory
 from longclip.images import CLIP_MEAN, CLIP_STD, ImageTransform
-from longclip.state_dicts import SIGLIP_REASON
 from longclip.tokenizer import build_tokenizer
+from longclip.weights.state_dicts import SIGLIP_REASON
 
 MANIFEST = "longclip.json"
 MANIFEST_VERSION = 1

@@ -20,12 +20,14 @@ from transformers import CLIPConfig, CLIPModel
 
 from longclip.checkpoint import MANIFEST, Checkpoint, load_checkpoint, load_transform, save_checkpoint
 from longclip.command_line import run_command
-from longclip.companions import Companion, is_text_encoder, read_companion
 from longclip.errors import CheckpointError, ConfigError
 from longclip.files import file_sha256
-from longclip.formats import onnx, open_clip, sentence_transformers
 from longclip.images import ImageTransform
-from longclip.state_dicts import (
+from longclip.stretch import KEPT_POSITIONS, STRETCH_FACTOR, replace_positions, stretch_positions, text_positions
+from longclip.tokenizer import build_tokenizer
+from longclip.weights import onnx, open_clip, sentence_transformers
+from longclip.weights.side_configs import Companion, is_text_encoder, read_companion
+from longclip.weights.state_dicts import (
     ACTIVATIONS,
     StateDict,
     bare_names,
@@ -34,9 +36,7 @@ from longclip.state_dicts import (
     require_names,
     to_huggingface,
 )
-from longclip.stretch import KEPT_POSITIONS, STRETCH_FACTOR, replace_positions, stretch_positions, text_positions
-from longclip.tokenizer import build_tokenizer
-from longclip.weight_files import read_tensors
+from longclip.weights.tensor_files import read_tensors
 
 ORIGINAL_POSITIONS = 77
 

@@ -17,7 +17,7 @@ from longclip.command_line import run_command
 from longclip.convert import read_source
 from longclip.errors import CheckpointError, ConfigError
 from longclip.files import whole_directory, whole_file
-from longclip.formats import FORMATS
+from longclip.weights.formats import FORMATS
 
 
 def export_checkpoint(checkpoint: Checkpoint, format_name: str, destination: str | Path) -> str:
@@ -25,7 +25,7 @@ def export_checkpoint(checkpoint: Checkpoint, format_name: str, destination: str
 
     Args:
         checkpoint: what to write.
-        format_name: one of `longclip.formats.FORMATS`.
+        format_name: one of `longclip.weights.FORMATS`.
         destination: file or directory, as the format has it; nothing may be there.
 
     Returns:

@@ -19,13 +19,13 @@ from typing import Any, Self
 from pydantic import Field, model_validator
 
 from longclip.files import whole_directory
-from pipelines.entry import Progress, run_entry
-from pipelines.evaluation_report import render_html, render_markdown
-from pipelines.measure_job import MeasureJob, MeasureSettings, measure_job
-from pipelines.measuring import write_ranks
-from pipelines.records import write_quarantine
-from pipelines.settings import dump, load_settings, storage_path
-from pipelines.task_results import flat_figures, published, task_result
+from pipelines.common.entry import Progress, run_entry
+from pipelines.common.rejected_rows import write_quarantine
+from pipelines.common.settings import dump, load_settings, storage_path
+from pipelines.evaluation.measure_job import MeasureJob, MeasureSettings, measure_job
+from pipelines.evaluation.measuring import write_ranks
+from pipelines.evaluation.report import render_html, render_markdown
+from pipelines.evaluation.results import flat_figures, published, task_result
 
 RESULTS, REPORT = "results.json", "report.md"
 

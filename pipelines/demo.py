@@ -16,10 +16,11 @@ from pathlib import Path
 import ray
 from pydantic import PositiveInt
 
-from pipelines import benchmark, embed, finetune, register, sample_data, summarize, tracking
-from pipelines.demo_steps import Step, run_step, serve
-from pipelines.entry import connect, run_entry
-from pipelines.settings import Settings, load_settings, storage_path
+from pipelines import benchmark, embed, finetune, register, sample_data, summarize
+from pipelines.common.entry import connect, run_entry
+from pipelines.common.settings import Settings, load_settings, storage_path
+from pipelines.experiments.steps import Step, run_step, serve
+from pipelines.registry import tracking
 
 CPUS = 4
 

@@ -20,19 +20,19 @@ from upath import UPath
 from longclip.checkpoint import Checkpoint, checkpoint_id, load_checkpoint
 from longclip.errors import ConfigError, DataError
 from longclip.index import version_manifests
-from pipelines import tracking
-from pipelines.embedding import EmbeddingSettings
-from pipelines.entry import Progress, connect, run_entry
-from pipelines.index_table import MODEL, IndexTable, table_schema
-from pipelines.indexing import Corpus, embed_changes
-from pipelines.lease import Lease
-from pipelines.model_sources import local_model
-from pipelines.parquet_files import open_parquet
-from pipelines.publishing import PublishSettings, publish
-from pipelines.records import start_quarantine, write_quarantine
-from pipelines.settings import load_settings, storage_path
-from pipelines.storage import is_local, output_path
-from pipelines.workspace import make_directory, whole_file
+from pipelines.common.embedding import EmbeddingSettings
+from pipelines.common.entry import Progress, connect, run_entry
+from pipelines.common.lease import Lease
+from pipelines.common.parquet_set import open_parquet
+from pipelines.common.rejected_rows import start_quarantine, write_quarantine
+from pipelines.common.settings import load_settings, storage_path
+from pipelines.common.storage import is_local, output_path
+from pipelines.data.workspace import make_directory, whole_file
+from pipelines.indexing.corpus import Corpus, embed_changes
+from pipelines.indexing.publish import PublishSettings, publish
+from pipelines.indexing.table import MODEL, IndexTable, table_schema
+from pipelines.registry import tracking
+from pipelines.registry.model_cache import local_model
 
 LEASE, QUARANTINE = ".lease", "quarantine.parquet"
 

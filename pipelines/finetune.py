@@ -20,19 +20,19 @@ from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig,
 from ray.train.torch import TorchTrainer
 
 from longclip.files import whole_directory
-from pipelines import tracking
-from pipelines.entry import Progress, connect, run_entry
-from pipelines.exported import MetricsToPrometheus
-from pipelines.finetune_settings import FinetuneSettings
-from pipelines.initial_model import initial_checkpoint
-from pipelines.model_inputs import ModelInputs
-from pipelines.parquet_files import is_list, manifest_of
-from pipelines.records import start_quarantine, write_quarantine
-from pipelines.settings import claim_directory, dump, load_settings, storage_path
-from pipelines.train_loop import train_loop
-from pipelines.training_feed import PLACE
-from pipelines.training_source import Source, training_rows, validation_rows
-from pipelines.training_state import MODEL_DIR
+from pipelines.common.entry import Progress, connect, run_entry
+from pipelines.common.model_inputs import ModelInputs
+from pipelines.common.parquet_set import is_list, manifest_of
+from pipelines.common.progress import MetricsToPrometheus
+from pipelines.common.rejected_rows import start_quarantine, write_quarantine
+from pipelines.common.settings import claim_directory, dump, load_settings, storage_path
+from pipelines.registry import tracking
+from pipelines.training.checkpoints import MODEL_DIR
+from pipelines.training.initial_model import initial_checkpoint
+from pipelines.training.loop import train_loop
+from pipelines.training.row_feed import PLACE
+from pipelines.training.row_source import Source, training_rows, validation_rows
+from pipelines.training.settings import FinetuneSettings
 
 DATA_CPUS = 3
 """Logical CPUs of the data pipeline on a local Ray: one more than the two cores that such a machine has at least, for

@@ -22,19 +22,19 @@ import pyarrow as pa
 from pydantic import BeforeValidator, Field, PositiveInt
 from upath import UPath
 
-from longclip.captions import caption_text
 from longclip.errors import DataError
-from pipelines.arranging import Arrangement, WriteFile, arrange
-from pipelines.cleaning import KEY, CleanPiece, CleanSettings, HashPiece, ImageHashes, staged_schema
-from pipelines.entry import Progress, connect, run_entry
-from pipelines.finishing import Finished, add_counts, finish
-from pipelines.report import Histogram, Sample
-from pipelines.settings import load_settings
-from pipelines.sources import SourceSettings, open_source
-from pipelines.sources.rows import Source
-from pipelines.storage import Storage, explained, output_path
-from pipelines.units import RejectedLimit, run_units
-from pipelines.workspace import Workspace, claim, fingerprint
+from longclip.text.sentences import caption_text
+from pipelines.common.entry import Progress, connect, run_entry
+from pipelines.common.settings import load_settings
+from pipelines.common.storage import Storage, explained, output_path
+from pipelines.data.cleaning import KEY, CleanPiece, CleanSettings, HashPiece, ImageHashes, staged_schema
+from pipelines.data.deduplication import Arrangement, WriteFile, arrange
+from pipelines.data.publishing import Finished, add_counts, finish
+from pipelines.data.report import Histogram, Sample
+from pipelines.data.sources import SourceSettings, open_source
+from pipelines.data.sources.source import Source
+from pipelines.data.units import RejectedLimit, run_units
+from pipelines.data.workspace import Workspace, claim, fingerprint
 
 
 def _as_list(value: Any) -> Any:

@@ -20,13 +20,13 @@ from typing import Any
 from pydantic import Field
 
 from longclip.errors import PromotionError
-from pipelines import tracking
-from pipelines.entry import Progress, run_entry
-from pipelines.gates import Gate, gate, gate_table
-from pipelines.measure_job import MeasureJob, MeasureSettings, measure_job
-from pipelines.measuring import Measured, compare
-from pipelines.settings import dump, load_settings, storage_path
-from pipelines.task_results import task_result
+from pipelines.common.entry import Progress, run_entry
+from pipelines.common.settings import dump, load_settings, storage_path
+from pipelines.evaluation.gates import Gate, gate, gate_table
+from pipelines.evaluation.measure_job import MeasureJob, MeasureSettings, measure_job
+from pipelines.evaluation.measuring import Measured, compare
+from pipelines.evaluation.results import task_result
+from pipelines.registry import tracking
 
 
 class PromoteSettings(MeasureSettings):

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from longclip.errors import CheckpointError, DataError
-from pipelines import tracking
-from pipelines.entry import Progress, run_entry
-from pipelines.model_card import model_card
-from pipelines.settings import Settings, load_settings, storage_path
+from pipelines.common.entry import Progress, run_entry
+from pipelines.common.settings import Settings, load_settings, storage_path
+from pipelines.registry import tracking
+from pipelines.registry.model_card import model_card
 
 
 class RegisterSettings(Settings):

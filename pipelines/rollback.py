@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from pydantic import PositiveInt
 
 from longclip.errors import PromotionError
-from pipelines import tracking
-from pipelines.entry import Progress, run_entry
-from pipelines.settings import Settings, load_settings, storage_path
+from pipelines.common.entry import Progress, run_entry
+from pipelines.common.settings import Settings, load_settings, storage_path
+from pipelines.registry import tracking
 
 
 class RollbackSettings(Settings):

@@ -25,14 +25,14 @@ from typing import Any, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from longclip.captions import Strategy
 from longclip.files import whole_directory
+from longclip.text.sentences import Strategy
 from pipelines import benchmark, finetune, sample_data, summarize
-from pipelines.demo_steps import Step, run_step
-from pipelines.entry import Progress, connect, run_entry
-from pipelines.settings import Settings, claim_directory, load_settings, storage_path
-from pipelines.study_cells import ARMS, Cell, Stage, stages
-from pipelines.study_report import StudyReport, draw_plot, stage_result
+from pipelines.common.entry import Progress, connect, run_entry
+from pipelines.common.settings import Settings, claim_directory, load_settings, storage_path
+from pipelines.experiments.cells import ARMS, Cell, Stage, stages
+from pipelines.experiments.steps import Step, run_step
+from pipelines.experiments.study_report import StudyReport, draw_plot, stage_result
 
 REPORT = "report"
 PLANNED = ("seeds", "varied_seeds", "weight", "strategy", "pca_dim", "weights", "strategies", "pca_dims", "combine")

@@ -21,20 +21,20 @@ from typing import Any
 
 from pydantic import Field, PositiveInt
 
-from longclip.captions import caption_text
 from longclip.errors import DataError
+from longclip.text.sentences import caption_text
 from longclip.tokenizer import count_tokens, load_tokenizer
-from pipelines.add_summaries import SOURCE, AddSummaries, SummaryColumns
-from pipelines.entry import Progress, connect, run_entry
-from pipelines.finishing import Finished, add_counts, finish
-from pipelines.generating import STAGE, generate
-from pipelines.parquet_files import ParquetSet, open_parquet
-from pipelines.report import Histogram, Sample
-from pipelines.settings import load_settings
-from pipelines.storage import Storage, explained, output_path
-from pipelines.summarizers import CONTEXT_LENGTH, check_strategies
-from pipelines.units import RejectedLimit, run_units
-from pipelines.workspace import Workspace, claim, fingerprint
+from pipelines.common.entry import Progress, connect, run_entry
+from pipelines.common.parquet_set import ParquetSet, open_parquet
+from pipelines.common.settings import load_settings
+from pipelines.common.storage import Storage, explained, output_path
+from pipelines.data.publishing import Finished, add_counts, finish
+from pipelines.data.report import Histogram, Sample
+from pipelines.data.summaries import CONTEXT_LENGTH, check_strategies
+from pipelines.data.summaries.engine_stage import STAGE, generate
+from pipelines.data.summaries.pieces import SOURCE, AddSummaries, SummaryColumns
+from pipelines.data.units import RejectedLimit, run_units
+from pipelines.data.workspace import Workspace, claim, fingerprint
 
 
 class SummarizeSettings(SummaryColumns):
@@ -93,7 +93,7 @@ def summarize(work: Workspace, settings: SummarizeSettings, data: ParquetSet, pr
     limit = RejectedLimit(data.rows, settings.max_rejected_fraction)
     folder = work.folder("summarize")
     if vllm:
-        from pipelines.llm_summaries import vllm_summaries  # takes seconds to import, and is rarely needed
+        from pipelines.data.summaries.vllm import vllm_summaries  # takes seconds to import, and is rarely needed
 
         column, engines = settings.columns.caption, partial(vllm_summaries, settings=settings.vllm)
         generate(work, plan, column, settings.storage, progress, engines)

@@ -8,7 +8,8 @@ from fastapi.requests import Request
 from fastapi.responses import FileResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
 
-from serving import inputs, schemas
+from serving import decoding as inputs
+from serving import schemas
 from serving.errors import install_handlers
 from serving.middleware import Admission, ApiKeys, BodyLimit, BrowserHeaders, GoneClients
 from serving.service import Service, unknown_id

@@ -21,7 +21,7 @@ from longclip.index import (
     version_directory,
     version_manifests,
 )
-from serving.cache import cached
+from serving.node_cache import cached
 
 
 @dataclass(frozen=True)

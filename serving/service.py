@@ -15,12 +15,13 @@ from longclip.checkpoint import Checkpoint
 from longclip.index import Match
 from longclip.tokenizer import TokenBatch
 from longclip.zero_shot import class_means, class_prompts
-from serving import inputs, schemas
-from serving.artifacts import Model
+from serving import decoding as inputs
+from serving import schemas
 from serving.batching import MicroBatcher
 from serving.embedder import Embedder
 from serving.errors import ApiError
 from serving.fetching import ImageFetcher, NotFetchedError
+from serving.model_source import Model
 from serving.searching import Searcher
 from serving.telemetry import stage
 

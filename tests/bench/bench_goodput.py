@@ -43,10 +43,10 @@ from transformers import CLIPConfig, CLIPModel
 from bench_train_step import LENGTH, texts
 from harness import arguments, report
 from longclip.images import ImageTransform
-from longclip.loss import LossConfig
-from longclip.task import ImageTextBatch, PairEncoder, backward, clamp_logit_scale, parameter_groups
 from longclip.tokenizer import TokenBatch
-from pipelines.entry import connect
+from longclip.training.loss import LossConfig
+from longclip.training.step import ImageTextBatch, PairEncoder, backward, clamp_logit_scale, parameter_groups
+from pipelines.common.entry import connect
 from pipelines.finetune import DATA_CPUS
 
 SIDE, BATCH, DISTINCT, REPORT_EVERY = 56, 16, 8, 10

@@ -1,8 +1,8 @@
 """Memory and time of one training step, plain and with gradient caching, on the same batch.
 
-Rivals are the two ways of `longclip.task.backward`: `plain` holds the activations of the whole batch, `cached` those of
-32 pairs. Each runs in a process of its own, with one thread; memory is what the process holds at most, less what it
-held before, and time is CPU time.
+Rivals are the two ways of `longclip.training.step.backward`: `plain` holds the activations of the whole batch, `cached`
+those of 32 pairs. Each runs in a process of its own, with one thread; memory is what the process holds at most, less
+what it held before, and time is CPU time.
 The gradients must agree to 1e-5 (float32, all parameters together), else exit code 1.
 
     python tests/bench/bench_gradcache.py [--quick]
@@ -24,8 +24,8 @@ from transformers import CLIPConfig, CLIPModel
 from bench_train_step import LENGTH, batch_of
 from harness import arguments, report
 from longclip.images import ImageTransform
-from longclip.loss import LossConfig
-from longclip.task import PairEncoder, backward
+from longclip.training.loss import LossConfig
+from longclip.training.step import PairEncoder, backward
 
 
 def memory(field: str) -> float:

@@ -24,7 +24,7 @@ import torch
 from torch.nn.functional import normalize
 
 from harness import arguments, report
-from longclip.metrics import retrieval_ranks
+from longclip.evaluation.metrics import retrieval_ranks
 
 WIDTH, CAPTIONS = 512, 5
 Places = tuple[np.ndarray, np.ndarray]

@@ -1,4 +1,4 @@
-"""One training step: `longclip.task.backward` against the towers of open_clip, with the same weights and objective.
+"""One training step: `longclip.training.step` against the towers of open_clip, with the same weights and objective.
 
 Rivals:
 
@@ -29,10 +29,10 @@ from transformers import CLIPModel
 from bench_train_step import LENGTH, SIZES, batch_of, build, fresh
 from harness import alternating, arguments, report
 from longclip.images import ImageTransform
-from longclip.loss import LossConfig, long_clip_losses
-from longclip.state_dicts import to_huggingface, to_openai
-from longclip.task import ImageTextBatch, PairEncoder, backward
 from longclip.tokenizer import TokenBatch
+from longclip.training.loss import LossConfig, long_clip_losses
+from longclip.training.step import ImageTextBatch, PairEncoder, backward
+from longclip.weights.state_dicts import to_huggingface, to_openai
 
 
 def import_open_clip() -> Any:

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from harness import alternating, arguments, report
-from longclip.pcm import primary_components
+from longclip.training.pcm import primary_components
 
 PCA_DIM = 32
 SIZES = [(256, 512), (2048, 512), (2048, 768)]

@@ -39,16 +39,16 @@ from harness import arguments, report
 from longclip.images import ImageTransform
 from longclip.tokenizer import load_tokenizer, tokenize
 from photographs import photograph
-from pipelines.entry import connect
+from pipelines.common.entry import connect
+from pipelines.common.model_inputs import ModelInputs, row_key
+from pipelines.common.parquet_set import open_parquet, parquet_writer
+from pipelines.common.rejected_rows import Columns, start_quarantine
+from pipelines.common.storage import Storage
 from pipelines.finetune import DATA_CPUS
-from pipelines.finetune_settings import Data
-from pipelines.model_inputs import ModelInputs, row_key
-from pipelines.parquet_files import open_parquet, parquet_writer
-from pipelines.records import Columns, start_quarantine
-from pipelines.storage import Storage
-from pipelines.training_feed import PLACE, WindowReader, feed
-from pipelines.training_order import TrainingOrder
-from pipelines.training_source import OBJECT_STORE_SHARE
+from pipelines.training.row_feed import PLACE, WindowReader, feed
+from pipelines.training.row_order import TrainingOrder
+from pipelines.training.row_source import OBJECT_STORE_SHARE
+from pipelines.training.settings import Data
 
 SIDE, BATCH, CONTEXT_LENGTH = 224, 128, 248
 COLUMNS = ["id", "image", "caption", "summary"]

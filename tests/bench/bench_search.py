@@ -64,7 +64,7 @@ from servers import (
 
 sys.path.append(str(ROOT))  # before what lies there and is not installed
 
-from tests.scenes_index import change_manifest, library_text_embedding, write_version
+from tests.support.scenes_index import change_manifest, library_text_embedding, write_version
 
 PLANTED = 8
 

@@ -88,8 +88,8 @@ def servers(model: Path, logs: Path, infinity: str | None) -> Iterator[dict[str,
 def serve_alone(model: Path, port: int) -> None:
     """Our API under uvicorn."""
     from serving.api import create_api
-    from serving.artifacts import open_model
     from serving.embedder import Embedder
+    from serving.model_source import open_model
     from serving.service import Service
 
     found, checkpoint = open_model(str(model), ""), load_checkpoint(model)

@@ -17,9 +17,9 @@ import torch
 
 from harness import alternating, arguments, report
 from longclip.tokenizer import count_tokens, load_tokenizer
-from pipelines.scenes import draw_scene
-from pipelines.summarizers import MODEL_FREE, SummarySettings, load_summarizer
-from pipelines.summarizers.embedding import PACKAGE
+from pipelines.data.scenes import draw_scene
+from pipelines.data.summaries import MODEL_FREE, SummarySettings, load_summarizer
+from pipelines.data.summaries.embedding import PACKAGE
 
 
 def main() -> None:

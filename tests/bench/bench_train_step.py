@@ -1,4 +1,4 @@
-"""One training step: `longclip.task.backward` against the official recipe's arithmetic.
+"""One training step: `longclip.training.step.backward` against the official recipe's arithmetic.
 
 Rivals have the same weights, batch and objective:
 
@@ -34,11 +34,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPConfig, CLIPModel
 
 from harness import alternating, arguments, report
-from longclip.compiling import compile_layers
 from longclip.images import ImageTransform
-from longclip.loss import LossConfig
-from longclip.task import ImageTextBatch, PairEncoder, backward, divide
 from longclip.tokenizer import TokenBatch, concatenate
+from longclip.training.compiling import compile_layers
+from longclip.training.loss import LossConfig
+from longclip.training.step import ImageTextBatch, PairEncoder, backward, divide
 
 LENGTH = 248
 SIZES = {"B/32": (32, 768, 12, 512, 8), "B/16": (16, 768, 12, 512, 8), "L/14": (14, 1024, 24, 768, 12)}

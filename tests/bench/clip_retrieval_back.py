@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from unittest.mock import patch
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))
+sys.path.append(str(Path(__file__).resolve().parents[1] / "support"))
 import loadable_torchvision  # noqa: F401  before clip_retrieval
 from clip_retrieval.clip_back import clip_back
 from clip_retrieval.clip_index import clip_index

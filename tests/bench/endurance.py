@@ -39,16 +39,17 @@ from ray import serve
 from harness import arguments, report
 from longclip.checkpoint import checkpoint_id, load_checkpoint, new_model, save_checkpoint
 from longclip.index import version_manifests
-from pipelines import embed, tracking
+from pipelines import embed
+from pipelines.registry import tracking
 from serving.app import AppArgs, build
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))  # before what lies there and is not installed
 
 from tests.conftest import tiny_config
-from tests.load import Load
-from tests.processes import processes_below
-from tests.scenes_index import library_image_embedding, library_text_embedding, scene
-from tests.test_serving import local_serve
+from tests.support.load import Load
+from tests.support.processes import processes_below
+from tests.support.scenes_index import library_image_embedding, library_text_embedding, scene
+from tests.system.test_serving import local_serve
 
 NAME, ALIAS = "longclip", "champion"
 ITEMS, NEW_ITEMS, REPLICAS, CLIENTS, TOP = 200, 5, 2, 4, 5

@@ -1,0 +1,1 @@
+"""Captions: sentences, summaries without a model, checks, perturbations."""

@@ -1,0 +1,1 @@
+"""What the entries share; knows none of the stages."""

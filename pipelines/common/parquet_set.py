@@ -1,0 +1,229 @@
+"""Sets of Parquet files: an early, clear word on what is missing in them, and how ours are written."""
+
+import json
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+from ray.data import Dataset
+from upath import UPath
+
+from longclip.errors import DataError
+from pipelines.common.storage import Storage, arrow_filesystem, existing_path, explained
+
+MANIFEST = "_manifest.json"
+INCOMPLETE = "_INCOMPLETE"
+"""Stands in an output on object storage while it is being published: there is no renaming there."""
+
+ROWS_PER_GROUP = 128
+MAX_GROUP_BYTES = 128 * 1024 * 1024
+"""A group of unusually large images ends earlier: a reader holds a whole group in memory."""
+
+FOOTER_READERS = 16
+
+
+@dataclass(frozen=True)
+class ParquetFile:
+    """What the footer of a file says."""
+
+    path: UPath
+    row_groups: tuple[int, ...]
+    """Rows of each row group."""
+    schema: pa.Schema
+
+    @property
+    def rows(self) -> int:
+        """Rows of the file."""
+        return sum(self.row_groups)
+
+
+@dataclass(frozen=True)
+class ParquetSet:
+    """Parquet files below one place, all with the same columns where it matters."""
+
+    root: UPath
+    files: tuple[ParquetFile, ...]
+
+    @property
+    def rows(self) -> int:
+        """Rows of all files."""
+        return sum(file.rows for file in self.files)
+
+    @property
+    def row_groups(self) -> tuple[int, ...]:
+        """Rows of each row group of all files."""
+        return tuple(rows for file in self.files for rows in file.row_groups)
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Schema of the first file."""
+        return self.files[0].schema
+
+    def pieces(self, rows: int) -> list[dict[str, Any]]:
+        """Runs of row groups of about so many rows: `file`, `first` and `count` of its row groups, `rows`, and the
+        `name` (below the root) of a file that takes its place, one for each piece."""
+        pieces = []
+        base = self.root.path.rstrip("/")
+        for file in self.files:
+            runs = row_group_runs(file.row_groups, rows)
+            name = file.path.path[len(base) + 1 :] or file.path.name
+            for number, (first, count) in enumerate(runs):
+                part = f"-{number:04d}" if len(runs) > 1 else ""
+                pieces.append(
+                    {
+                        "file": str(file.path),
+                        "first": first,
+                        "count": count,
+                        "rows": sum(file.row_groups[first : first + count]),
+                        "name": f"{name.removesuffix('.parquet')}{part}.parquet",
+                    }
+                )
+        return pieces
+
+    def dataset(self, columns: Sequence[str], **options: Any) -> Dataset:
+        """The rows as a Ray dataset; `options` are those of `ray.data.read_parquet`."""
+        paths = [file.path.path for file in self.files]
+        filesystem = arrow_filesystem(self.root)
+        return ray.data.read_parquet(paths, filesystem=filesystem, **options).select_columns(list(columns))
+
+
+def open_parquet(
+    field: str, value: str, storage: Storage, columns: Sequence[str], split: str | None = None
+) -> ParquetSet:
+    """The Parquet files of a setting. Reads their footers only, and needs no Ray.
+
+    Args:
+        field: setting that `value` came from, for messages.
+        value: Parquet file, directory or URI. Names that begin with `_` or `.` are passed over.
+        storage: how object storage is reached.
+        columns: columns that must exist in every file.
+        split: which split is meant where `value` is a set with splits, as `prepare.py` makes.
+
+    Raises:
+        DataError: nothing is there, it is half written, no Parquet, a column is missing, or there are no rows.
+    """
+    root = existing_path(field, value, storage)
+    with explained(field, value):
+        if split and manifest_of(root).get("splits", {}).get(split):
+            root = root / split
+        names = parquet_names(field, root)
+        with ThreadPoolExecutor(FOOTER_READERS) as pool:
+            files = tuple(pool.map(lambda path: _footer(field, root, path), names))
+    for file in files:
+        missing = [column for column in columns if column not in file.schema.names]
+        if missing:
+            raise DataError(
+                f"{field}='{value}': column '{missing[0]}' is missing in {file.path.name}; it has"
+                f" {', '.join(file.schema.names)}; name yours with --set columns.<role>=<name>"
+            )
+    found = ParquetSet(root, files)
+    if not found.rows:
+        raise DataError(f"{field}='{value}' has no rows; give a Parquet with at least one")
+    return found
+
+
+def is_list(schema: pa.Schema, column: str) -> bool:
+    """Whether the cells of a column are lists."""
+    kind = schema.field(column).type
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+
+
+def row_group_runs(row_groups: Sequence[int], rows: int) -> list[tuple[int, int]]:
+    """(first, count) of runs of consecutive row groups that together have at most `rows` rows, or are single."""
+    runs: list[tuple[int, int]] = []
+    size = 0
+    for group, group_rows in enumerate(row_groups):
+        if runs and size + group_rows <= rows:
+            runs[-1] = (runs[-1][0], runs[-1][1] + 1)
+            size += group_rows
+        else:
+            runs.append((group, 1))
+            size = group_rows
+    return runs
+
+
+def manifest_of(root: UPath) -> dict[str, Any]:
+    """Manifest of a set that one of our jobs wrote; empty for any other."""
+    try:
+        return json.loads((root / MANIFEST).read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+
+
+def parquet_names(field: str, root: UPath) -> list[UPath]:
+    """Paths of all Parquet files at or below a place, sorted.
+
+    Raises:
+        DataError: there are none, or they are being published or were left half published.
+    """
+    if not root.is_dir():
+        return [root]
+    if (root / INCOMPLETE).exists():
+        raise DataError(
+            f"{field}='{root}' is incomplete: a job is publishing it, or was killed while it did; run that job again"
+        )
+    base = root.path.rstrip("/")
+    names = sorted(
+        name
+        for name in root.fs.find(base)
+        if name.endswith(".parquet") and not any(part[0] in "_." for part in name[len(base) + 1 :].split("/"))
+    )
+    if not names:
+        raise DataError(f"{field}='{root}' holds no .parquet file; give a directory that does")
+    return [root / name[len(base) + 1 :] for name in names]
+
+
+def _footer(field: str, root: UPath, path: UPath) -> ParquetFile:
+    try:
+        with pq.ParquetFile(path.path, filesystem=arrow_filesystem(root)) as file:
+            groups = tuple(file.metadata.row_group(index).num_rows for index in range(file.metadata.num_row_groups))
+            return ParquetFile(path, groups, file.schema_arrow)
+    except pa.ArrowException as error:
+        raise DataError(f"{field}='{path}' cannot be read as Parquet: {' '.join(str(error).split())[:300]}") from error
+
+
+@contextmanager
+def parquet_writer(path: Path, schema: pa.Schema) -> Iterator["RowGroups"]:
+    """Write a local Parquet file shaped for streaming: row groups of `ROWS_PER_GROUP`, encoded images as they are."""
+    text = [field.name for field in schema if not pa.types.is_binary(field.type)]
+    compression = {field.name: "zstd" if field.name in text else "none" for field in schema}
+    with pq.ParquetWriter(path, schema, compression=compression, use_dictionary=False, write_statistics=text) as writer:
+        groups = RowGroups(writer, schema)
+        yield groups
+        groups.flush()
+
+
+class RowGroups:
+    """Collects rows, and writes them in groups of `ROWS_PER_GROUP`."""
+
+    def __init__(self, writer: pq.ParquetWriter, schema: pa.Schema) -> None:
+        self.writer, self.schema = writer, schema
+        self.rows = 0
+        self.bytes = 0
+        self._waiting: list[pa.RecordBatch] = []
+
+    def add(self, rows: pa.Table | pa.RecordBatch) -> None:
+        """Append rows of the file's schema."""
+        self._waiting += rows.to_batches() if isinstance(rows, pa.Table) else [rows]
+        self.rows += rows.num_rows
+        self.bytes += rows.nbytes
+        while sum(batch.num_rows for batch in self._waiting) >= ROWS_PER_GROUP:
+            self._write(ROWS_PER_GROUP)
+        if sum(batch.nbytes for batch in self._waiting) >= MAX_GROUP_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is left."""
+        if any(batch.num_rows for batch in self._waiting):
+            self._write(None)
+
+    def _write(self, count: int | None) -> None:
+        table = pa.Table.from_batches(self._waiting, self.schema)
+        self.writer.write_table(table.slice(0, count), row_group_size=ROWS_PER_GROUP)
+        self._waiting = table.slice(count).to_batches() if count else []

@@ -1,0 +1,1 @@
+"""From any image-caption data set to clean training Parquet, with summaries."""

@@ -1,0 +1,148 @@
+"""From staged rows to the output: which rows are duplicates, and which go into which file."""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from upath import UPath
+
+from longclip.files import file_sha256
+from pipelines.common.parquet_set import parquet_writer
+from pipelines.common.rejected_rows import Rejected
+from pipelines.common.storage import arrow_filesystem
+from pipelines.data.cleaning import KEY, SPLITS, staged_path
+from pipelines.data.workspace import make_directory, whole_file
+
+READERS = 16
+MIN_FILES, MIN_ROWS_PER_FILE = 16, 512
+"""Small sets have more and smaller files than their bytes ask for: files are read in parallel, and drawn at random."""
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """What the output will be."""
+
+    files: list[dict[str, Any]]
+    """One unit for each file: its `name`, and the `parts` (unit number, split, first row, row after the last) in it."""
+    duplicates: Rejected
+    """Rows that are left out, with what they are duplicates of."""
+
+
+def arrange(folder: UPath, results: Sequence[dict[str, Any]], file_bytes: int, source: str) -> Arrangement:
+    """Decide which staged rows go where. The same for the same staged rows, in whatever order they were made.
+
+    The first row of an id, and of an image, in the order of the source stays. About 100 bytes of memory a row.
+
+    Args:
+        folder: where the pieces were staged.
+        results: results of `CleanPiece`, in the order of the units.
+        file_bytes: target size of a file.
+        source: name of the source, for the rows that are left out.
+    """
+    parts = [(number, split) for number, result in enumerate(results) for split in SPLITS if result["splits"][split]]
+    with ThreadPoolExecutor(READERS) as pool:
+        tables = list(pool.map(lambda part: _read_keys(staged_path(folder, *part)), parts))
+    keys = pa.concat_tables(tables) if tables else pa.table({"id": [], KEY: []})
+    duplicates = Rejected(source)
+    drop = np.zeros(keys.num_rows, dtype=bool)
+    for column, reason in (("id", "id occurs before"), (KEY, "same image as '{}'")):
+        for row, first in _repeated(keys[column], drop):
+            drop[row] = True
+            duplicates.add(keys["id"][row].as_py(), "deduplicate", reason.format(keys["id"][first]))
+    ends = np.cumsum([table.num_rows for table in tables], dtype=np.int64)
+    kept = {
+        part: np.flatnonzero(~drop[end - table.num_rows : end])
+        for part, table, end in zip(parts, tables, ends, strict=True)
+    }
+    sizes = {part: results[part[0]]["bytes"][part[1]] / results[part[0]]["splits"][part[1]] for part in parts}
+    files = [file for split in SPLITS for file in _files(split, kept, sizes, file_bytes)]
+    return Arrangement(files, duplicates)
+
+
+def _read_keys(path: UPath) -> pa.Table:
+    return pq.read_table(path.path, columns=["id", KEY], filesystem=arrow_filesystem(path))
+
+
+def _repeated(column: pa.ChunkedArray, drop: np.ndarray) -> list[tuple[int, int]]:
+    """(row, earlier row of the same value) among the rows that are not dropped yet; nulls equal nothing."""
+    alive = np.flatnonzero(~drop & column.is_valid().to_numpy())
+    codes = column.take(pa.array(alive)).combine_chunks().dictionary_encode().indices.to_numpy()
+    _, first, inverse = np.unique(codes, return_index=True, return_inverse=True)
+    firsts = alive[first[inverse]]
+    repeated = alive != firsts
+    return list(zip(alive[repeated].tolist(), firsts[repeated].tolist(), strict=True))
+
+
+def _files(
+    split: str, kept: dict[tuple[int, str], np.ndarray], sizes: dict[tuple[int, str], float], file_bytes: int
+) -> Iterator[dict[str, Any]]:
+    """Units of the files of a split: about `file_bytes` each, evenly filled, in the order of the source."""
+    parts = [part for part in kept if part[1] == split and len(kept[part])]
+    rows = sum(len(kept[part]) for part in parts)
+    total = sum(len(kept[part]) * sizes[part] for part in parts)
+    count = max(round(total / file_bytes), min(MIN_FILES, rows // MIN_ROWS_PER_FILE), 1)
+    filled, number = 0.0, 0
+    members: list[list[Any]] = []
+    for part in parts:
+        # Files end between rows: the file of a row follows from the bytes before it.
+        bytes_before = filled + sizes[part] * np.arange(len(kept[part]))
+        file_of_row = np.minimum((bytes_before * count / max(total, 1)).astype(int), count - 1)
+        for file in np.unique(file_of_row).tolist():
+            if file != number and members:
+                yield {"name": f"{split}/part-{number:05d}.parquet", "parts": members}
+                members = []
+            number = file
+            members.append([*part, _runs(kept[part][file_of_row == file])])
+        filled += sizes[part] * len(kept[part])
+    if members:
+        yield {"name": f"{split}/part-{number:05d}.parquet", "parts": members}
+
+
+def _runs(rows: np.ndarray) -> list[list[int]]:
+    """`[first, after the last]` of each run of consecutive row numbers."""
+    breaks = np.flatnonzero(np.diff(rows) > 1)
+    return np.stack([rows[np.r_[0, breaks + 1]], rows[np.r_[breaks, len(rows) - 1]] + 1], axis=1).tolist()
+
+
+class WriteFile:
+    """Writes a file of the output from staged rows."""
+
+    def __init__(self, folder: UPath, tree: UPath, schema: pa.Schema) -> None:
+        """
+        Args:
+            folder: where the pieces were staged.
+            tree: directory of the output.
+            schema: columns of the output.
+        """
+        self.folder, self.tree, self.schema = folder, tree, schema
+
+    def __call__(self, number: int, unit: dict[str, Any]) -> dict[str, Any]:
+        """Write a file; see `pipelines.data.units.UnitTask`. The result is its line in the manifest."""
+        path = self.tree / unit["name"]
+        make_directory(path.parent)
+        with whole_file(path) as local:
+            with parquet_writer(local, self.schema) as groups:
+                for unit_number, split, runs in unit["parts"]:
+                    for rows in _read_runs(staged_path(self.folder, unit_number, split), runs):
+                        groups.add(rows.select(self.schema.names))
+            line = {"name": unit["name"], "rows": groups.rows, "bytes": local.stat().st_size}
+            line["sha256"] = file_sha256(local)
+        return {"rows_in": groups.rows, "rows_out": groups.rows, "rejected": 0, "file": line}
+
+
+def _read_runs(path: UPath, runs: list[list[int]]) -> Iterator[pa.Table]:
+    """The rows of some runs, a row group at a time; groups without any are not read."""
+    with pq.ParquetFile(path.path, filesystem=arrow_filesystem(path)) as file:
+        before = 0
+        for group in range(file.metadata.num_row_groups):
+            after = before + file.metadata.row_group(group).num_rows
+            spans = [(max(first, before), min(last, after)) for first, last in runs if first < after and last > before]
+            if spans:
+                table = file.read_row_group(group)
+                for first, last in spans:
+                    yield table.slice(first - before, last - first)
+            before = after

@@ -1,0 +1,131 @@
+"""What completes the output of a data job: the quarantine, the report, the manifest."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from upath import UPath
+
+from longclip.files import file_sha256
+from pipelines.common.parquet_set import parquet_writer
+from pipelines.common.rejected_rows import QUARANTINE_SCHEMA, Rejected
+from pipelines.common.settings import Settings, dump
+from pipelines.common.storage import arrow_filesystem
+from pipelines.data.report import Histogram, Sample, render_report
+from pipelines.data.workspace import Workspace, whole_file, write_whole
+
+SCHEMA_VERSION = 1
+QUARANTINE, REPORT = "_quarantine.parquet", "_report.html"
+SAMPLES = 24
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a job has to say of its output."""
+
+    title: str
+    source: str
+    settings: Settings
+    facts: list[tuple[str, str]]
+    """Lines for the report, beside the counts."""
+    counts: dict[str, int]
+    """`rows_in`, `rows_out`, `rejected` and others."""
+    files: list[dict[str, Any]]
+    """`name`, `rows`, `bytes`, `sha256` of each data file."""
+    schema: pa.Schema
+    reasons: Sequence[tuple[str, str, int]]
+    """(stage, reason, count) of rows that are left out."""
+    histograms: list[Histogram]
+    stage: str
+    """Stage whose units left files of rejected rows."""
+    sample: Callable[[dict[str, Any]], Sample]
+    """Makes a sample for the report of a row of the output."""
+    rejected: Rejected | None = None
+    """Further rows that are left out."""
+
+
+def finish(work: Workspace, finished: Finished) -> dict[str, Any]:
+    """Complete the workspace's tree and publish it; gives the manifest."""
+    with whole_file(work.tree / QUARANTINE) as local:
+        with parquet_writer(local, QUARANTINE_SCHEMA) as groups:
+            for path in rejected_files(work.folder(finished.stage)):
+                groups.add(pq.read_table(path.path, filesystem=arrow_filesystem(path)))
+            if finished.rejected:
+                groups.add(finished.rejected.table())
+        quarantine = {"name": QUARANTINE, "rows": groups.rows, "sha256": file_sha256(local)}
+    splits = Counter[str]()
+    for file in finished.files:
+        splits[file["name"].rpartition("/")[0]] += file["rows"]
+    facts = [*finished.facts, *((name.replace("_", " "), f"{count:,}") for name, count in finished.counts.items())]
+    facts += [(f"rows of {split}", f"{rows:,}") for split, rows in splits.items() if split]
+    facts += [("files", f"{len(finished.files):,}, {sum(file['bytes'] for file in finished.files) / 1e6:,.1f} MB")]
+    reasons = add_counts({(stage, reason): count} for stage, reason, count in finished.reasons)
+    report = render_report(
+        title=finished.title,
+        facts=facts,
+        rejected=[(stage, reason, count) for (stage, reason), count in reasons.items()],
+        histograms=finished.histograms,
+        samples=_samples(work.tree, finished),
+        settings=dump(finished.settings),
+    )
+    write_whole(work.tree / REPORT, report.encode())
+    manifest = {
+        "schema_version": SCHEMA_VERSION,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "source": finished.source,
+        "counts": finished.counts,
+        "splits": {split: rows for split, rows in splits.items() if split},
+        "tokens": {histogram.title: histogram.summary() for histogram in finished.histograms},
+        "columns": {field.name: str(field.type) for field in finished.schema},
+        "files": finished.files,
+        "quarantine": quarantine,
+        "settings": dump(finished.settings),
+    }
+    work.publish(manifest)
+    return manifest
+
+
+def write_rejected(rejected: Rejected, folder: UPath, number: int) -> None:
+    """Write the rejected rows of a unit."""
+    with whole_file(folder / f"{number:06d}.rejected.parquet") as local:
+        pq.write_table(rejected.table(), local)
+
+
+def rejected_files(folder: UPath) -> list[UPath]:
+    """What `write_rejected` wrote, in the order of the units."""
+    names = sorted(name.rpartition("/")[2] for name in folder.fs.ls(folder.path, detail=False))
+    return [folder / name for name in names if name.endswith(".rejected.parquet")]
+
+
+def add_counts(counts: Iterable[dict[Any, int]]) -> Counter[Any]:
+    """Sum of counters, as far as JSON left them one: keys that are numbers in text become numbers."""
+    total: Counter[Any] = Counter()
+    for part in counts:
+        total.update({int(key) if isinstance(key, str) and key.isdigit() else key: part[key] for key in part})
+    return total
+
+
+def _samples(tree: UPath, finished: Finished) -> list[Sample]:
+    """Some rows, evenly spread over the output."""
+    ends = np.cumsum([file["rows"] for file in finished.files])
+    samples = []
+    for position in np.unique(np.linspace(0, ends[-1] - 1, SAMPLES).astype(int)).tolist():
+        index = int(np.searchsorted(ends, position, side="right"))
+        row = _read_row(tree / finished.files[index]["name"], position - int(ends[index - 1] if index else 0))
+        samples.append(finished.sample(row))
+    return samples
+
+
+def _read_row(path: UPath, row: int) -> dict[str, Any]:
+    with pq.ParquetFile(path.path, filesystem=arrow_filesystem(path)) as file:
+        for group in range(file.metadata.num_row_groups):
+            rows = file.metadata.row_group(group).num_rows
+            if row < rows:
+                return file.read_row_group(group).slice(row, 1).to_pylist()[0]
+            row -= rows
+    raise IndexError(f"{path} has no such row")

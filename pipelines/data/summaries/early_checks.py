@@ -1,0 +1,88 @@
+"""What can be known to fail before a job starts: missing packages, and models that are not what a strategy needs."""
+
+from typing import Any
+
+from transformers import AutoConfig, AutoTokenizer
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+)
+
+from longclip.errors import CheckpointError, ConfigError, one_line
+from pipelines.data.summaries.embedding import embedding_source
+from pipelines.data.summaries.generation import chat_texts
+from pipelines.data.summaries.loading import model_source, reading
+from pipelines.data.summaries.settings import Chat, Seq2Seq, SummarySettings, Vllm
+
+
+def check_strategies(settings: SummarySettings) -> None:
+    """Look at all that the chosen strategies need, in the process that starts the job. Weights are not loaded.
+
+    Raises:
+        CheckpointError: a model is not there, has no safetensors, or is of a kind that its strategy cannot use.
+        ConfigError: a package is missing, or vLLM does not know an argument of its engine.
+    """
+    for strategy in settings.strategies:
+        if strategy == "extractive_embedding":
+            embedding_source(settings.embedding)
+        elif strategy == "seq2seq":
+            _check_seq2seq(settings.seq2seq)
+        elif strategy == "chat":
+            _check_chat(settings.chat)
+        elif strategy == "vllm":
+            _check_vllm(settings.vllm)
+
+
+def _check_seq2seq(settings: Seq2Seq) -> None:
+    source = model_source("seq2seq.model", settings.model or "")
+    with reading("seq2seq.model", source):
+        config = AutoConfig.from_pretrained(source)
+        if type(config) not in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING:
+            raise CheckpointError(
+                f"seq2seq.model='{settings.model}' is a '{config.model_type}' model, not an encoder-decoder such as"
+                " T5 or BART; a chat model is for strategy chat"
+            )
+        AutoTokenizer.from_pretrained(source)
+
+
+def _check_chat(settings: Chat) -> None:
+    source = model_source("chat.model", settings.model or "")
+    with reading("chat.model", source):
+        config = AutoConfig.from_pretrained(source)
+        if config.is_encoder_decoder or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+            raise CheckpointError(
+                f"chat.model='{settings.model}' is a '{config.model_type}' model, not a causal language model such as"
+                " Llama or Qwen; an encoder-decoder is for strategy seq2seq"
+            )
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    if not tokenizer.chat_template:
+        raise CheckpointError(
+            f"chat.model='{settings.model}' has no chat template, so it is no chat model; give one that was tuned to"
+            " follow instructions"
+        )
+    _check_template("chat", tokenizer, settings)
+
+
+def _check_vllm(settings: Vllm) -> None:
+    from pipelines.data.summaries.vllm import (
+        vllm_config,  # `ray.data.llm` is for this strategy alone, and takes seconds
+    )
+
+    source = vllm_config(settings).model_source
+    if "://" in source:
+        return
+    with reading("vllm.model", source):
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    if tokenizer.chat_template:  # a model that sees images has its template elsewhere
+        _check_template("vllm", tokenizer, settings)
+
+
+def _check_template(strategy: str, tokenizer: Any, settings: Chat | Vllm) -> None:
+    try:
+        chat_texts(tokenizer, [settings.messages("A caption.")], settings.template_options)
+    except Exception as error:  # a template raises what its author likes
+        reason = one_line(error, 200)
+        raise ConfigError(
+            f"{strategy}.model='{settings.model}': its chat template refuses the conversation: {reason}; set"
+            f" {strategy}.system to nothing if it takes no system message, and check {strategy}.template_options"
+        ) from error

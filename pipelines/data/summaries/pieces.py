@@ -1,0 +1,141 @@
+"""The task of `summarize.py`: a piece of a Parquet, with summaries, as a file of the output."""
+
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from upath import UPath
+
+from longclip.files import file_sha256
+from longclip.text.sentences import caption_text
+from longclip.tokenizer import count_tokens, load_tokenizer
+from pipelines.common.parquet_set import ROWS_PER_GROUP, parquet_writer
+from pipelines.common.rejected_rows import Columns, Rejected
+from pipelines.common.storage import Storage, arrow_filesystem, open_path
+from pipelines.data.publishing import write_rejected
+from pipelines.data.summaries import CONTEXT_LENGTH, Summarizer, SummarySettings, checked_summaries, load_summarizer
+from pipelines.data.summaries.engine_stage import generated_texts
+from pipelines.data.workspace import make_directory, whole_file
+
+SOURCE = "summary_source"
+
+
+class SummaryColumns(SummarySettings):
+    """Which summaries are made of which column."""
+
+    columns: Columns = Columns()
+
+    def output_schema(self, schema: pa.Schema) -> pa.Schema:
+        """Columns of the output for an input's: one summary of a strategy, or lists where there are several."""
+        text = pa.list_(pa.string()) if self.several else pa.string()
+        for name in (self.columns.summary, SOURCE):
+            index = schema.get_field_index(name)
+            schema = (schema.remove(index) if index >= 0 else schema).append(pa.field(name, text))
+        return schema.remove_metadata()
+
+
+class AddSummaries:
+    """Writes a file of the output; loads its models once in each process."""
+
+    def __init__(
+        self, settings: SummaryColumns, storage: Storage, folder: UPath, generated: UPath, tree: UPath
+    ) -> None:
+        """
+        Args:
+            settings: which summaries, of which column.
+            storage: how the input is reached.
+            folder: for rejected rows.
+            generated: where `pipelines.data.summaries.engine_stage` left the texts of strategy vllm.
+            tree: directory of the output.
+        """
+        self.settings, self.storage, self.folder, self.tree = settings, storage, folder, tree
+        self.generated = generated
+        self._summarizers: dict[str, Summarizer] = {}
+
+    def __call__(self, number: int, unit: dict[str, Any]) -> dict[str, Any]:
+        """Summarize a piece; see `pipelines.data.units.UnitTask`. Also counts `tokens` of captions and of the
+        summaries of each strategy, and `fallbacks` by `strategy: reason`."""
+        source = open_path("input", unit["file"], self.storage)
+        target = self.tree / unit["name"]
+        make_directory(target.parent)
+        counts = PieceCounts(Rejected(unit["file"]))
+        generated = generated_texts(self.generated, number) if "vllm" in self.settings.strategies else []
+        with pq.ParquetFile(source.path, filesystem=arrow_filesystem(source)) as file, whole_file(target) as local:
+            schema = self.settings.output_schema(file.schema_arrow)
+            groups = list(range(unit["first"], unit["first"] + unit["count"]))
+            with parquet_writer(local, schema) as output:
+                for batch in file.iter_batches(ROWS_PER_GROUP, row_groups=groups):
+                    keys = self._keys(batch, f"{unit['name']}:{{}}", counts.rows_in)
+                    texts = generated[counts.rows_in : counts.rows_in + batch.num_rows]
+                    output.add(self._with_summaries(pa.Table.from_batches([batch]), keys, texts, counts))
+                    counts.rows_in += batch.num_rows
+            line = {"name": unit["name"], "rows": output.rows, "bytes": local.stat().st_size}
+            line["sha256"] = file_sha256(local)
+        write_rejected(counts.rejected, self.folder, number)
+        return {
+            "rows_in": counts.rows_in,
+            "rows_out": output.rows,
+            "rejected": len(counts.rejected),
+            "first_rejected": counts.rejected.first,
+            "reasons": counts.rejected.grouped,
+            "file": line,
+            "tokens": counts.tokens,
+            "fallbacks": counts.fallbacks,
+        }
+
+    def _keys(self, batch: pa.RecordBatch, numbered: str, before: int) -> list[str]:
+        """Ids of the rows; numbers where there are none."""
+        name = self.settings.columns.id
+        ids = batch.column(name).to_pylist() if name in batch.schema.names else [None] * batch.num_rows
+        return [numbered.format(before + place) if key is None else str(key) for place, key in enumerate(ids)]
+
+    def _with_summaries(self, rows: pa.Table, keys: list[str], generated: list[str], counts: "PieceCounts") -> pa.Table:
+        columns = self.settings.columns
+        captions = [caption_text(cell).strip() for cell in rows[columns.caption].to_pylist()]
+        places = [place for place, caption in enumerate(captions) if caption]
+        for place in sorted(set(range(len(captions))) - set(places)):
+            counts.rejected.add(keys[place], "summarize", f"column '{columns.caption}' holds no text")
+        rows, keys, captions = (
+            rows.take(pa.array(places, pa.int64())),
+            [keys[at] for at in places],
+            [captions[at] for at in places],
+        )
+        counts.add_tokens("caption", captions)
+        summaries, sources = [], []
+        for strategy in self.settings.strategies:
+            raw = [generated[at] for at in places] if strategy == "vllm" else self._summarize(strategy, captions, keys)
+            texts, made_by, fallbacks = checked_summaries(strategy, raw, captions, self.settings.checks)
+            summaries.append(texts)
+            sources.append(made_by)
+            counts.fallbacks.update(fallbacks)
+            counts.add_tokens(strategy, texts)
+        schema = self.settings.output_schema(rows.schema)
+        for name, by_strategy in ((columns.summary, summaries), (SOURCE, sources)):
+            if name in rows.column_names:
+                rows = rows.drop_columns([name])
+            cells = list(zip(*by_strategy, strict=True)) if self.settings.several else by_strategy[0]
+            rows = rows.append_column(name, pa.array(cells, schema.field(name).type))
+        return rows.cast(schema)
+
+    def _summarize(self, strategy: str, captions: list[str], keys: list[str]) -> list[str]:
+        if strategy not in self._summarizers:
+            self._summarizers[strategy] = load_summarizer(strategy, self.settings)
+        return self._summarizers[strategy](captions, keys) if captions else []
+
+
+@dataclass
+class PieceCounts:
+    """What is counted over a piece."""
+
+    rejected: Rejected
+    rows_in: int = 0
+    tokens: dict[str, Counter[int]] = field(default_factory=lambda: defaultdict(Counter))
+    """CLIP tokens -> texts, of the captions and of each strategy."""
+    fallbacks: Counter[str] = field(default_factory=Counter)
+
+    def add_tokens(self, name: str, texts: list[str]) -> None:
+        """Count the lengths of texts."""
+        if texts:
+            self.tokens[name].update(count_tokens(load_tokenizer(None, CONTEXT_LENGTH), texts))

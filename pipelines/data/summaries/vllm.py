@@ -1,0 +1,104 @@
+"""Summaries by vLLM, through `ray.data.llm`: batches of a dataset flow through engines, each on its own GPUs.
+
+What of it needs no GPU is tested: the configuration that Ray validates, and the way of the rows through Ray's own
+stages with a stand-in for the engine. With vLLM itself, on a GPU, it was not run here.
+"""
+
+import dataclasses
+import difflib
+import importlib.util
+from typing import Any
+
+from pydantic import ValidationError
+from ray.data import Dataset
+from ray.data.llm import Processor, build_processor, vLLMEngineProcessorConfig
+
+from longclip.errors import ConfigError
+from pipelines.data.summaries.loading import model_source
+from pipelines.data.summaries.settings import Vllm
+
+
+def vllm_summaries(rows: Dataset, settings: Vllm) -> Dataset:
+    """Summaries of captions, as the model wrote them, unchecked; empty where the engine refused the row.
+
+    Args:
+        rows: `key` and `caption`, both strings.
+        settings: the model, and what it is asked.
+
+    Returns:
+        `key` and `summary`, in no order; nothing runs before it is read.
+
+    Raises:
+        CheckpointError: the model's directory is not there.
+        ConfigError: vLLM is not installed, or an argument of its engine is wrong.
+    """
+    return vllm_processor(settings)(rows).map(_key_and_summary)
+
+
+def vllm_processor(settings: Vllm) -> Processor:
+    """Stages of Ray Data that take rows of `key` and `caption` to rows of `key` and `summary`.
+
+    Ray must run already, with the GPUs of each engine and a free CPU for each of the stages around it. A row that the
+    engine refuses, say because its prompt is too long, does not end the job: it comes out as it went in, without a
+    summary and with the reason in `__inference_error__`.
+
+    Raises:
+        CheckpointError: the model's directory is not there.
+        ConfigError: vLLM is not installed, or an argument of its engine is wrong.
+    """
+    # Detokenizing is a stage of its own, on CPUs, and need not be done by the engine.
+    sampling = {"temperature": 0.0, "max_tokens": settings.max_new_tokens, "detokenize": False}
+
+    def request(row: dict[str, Any]) -> dict[str, Any]:
+        return {"messages": settings.messages(row["caption"]), "sampling_params": sampling}
+
+    def answer(row: dict[str, Any]) -> dict[str, Any]:
+        return {"key": row["key"], "summary": row["generated_text"]}
+
+    return build_processor(
+        vllm_config(settings),
+        preprocess=request,
+        postprocess=answer,
+        builder_kwargs={"chat_template_kwargs": settings.template_options},
+    )
+
+
+def vllm_config(settings: Vllm) -> vLLMEngineProcessorConfig:
+    """Ray's configuration of the engines, validated by Ray and against the arguments that the installed vLLM takes.
+
+    Raises:
+        CheckpointError: the model's directory is not there.
+        ConfigError: vLLM is not installed, or an argument of its engine is wrong.
+    """
+    if importlib.util.find_spec("vllm") is None:
+        raise ConfigError(
+            "strategy vllm needs vLLM and a GPU: pip install 'longclip[vllm]'; without them, take strategy chat, or"
+            " strategy endpoint with a server"
+        )
+    import vllm  # takes many seconds, and only this strategy has it installed
+
+    model = settings.model or ""
+    if "://" not in model:  # Ray fetches those from object storage itself
+        model = model_source("vllm.model", model)
+    known = [field.name for field in dataclasses.fields(vllm.AsyncEngineArgs)]
+    for name in settings.engine_kwargs:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else "see the engine arguments in vLLM's documentation"
+            raise ConfigError(f"vllm.engine_kwargs: vLLM's engine has no argument '{name}'; {hint}")
+    try:
+        return vLLMEngineProcessorConfig(
+            model_source=model,
+            engine_kwargs=dict(settings.engine_kwargs),  # Ray writes into it
+            concurrency=settings.concurrency,
+            batch_size=settings.batch_size,
+            accelerator_type=settings.accelerator_type,
+            should_continue_on_error=True,
+        )
+    except ValidationError as error:
+        reasons = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+        raise ConfigError(f"vllm: Ray refuses the settings: {reasons}") from error
+
+
+def _key_and_summary(row: dict[str, Any]) -> dict[str, Any]:
+    return {"key": row["key"], "summary": row.get("summary") or ""}

@@ -1,0 +1,140 @@
+"""Work in units: each is done by one task, committed whole, and not done again by a rerun."""
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import ray
+from ray.data import ActorPoolStrategy
+from upath import UPath
+
+from longclip.errors import DataError
+from pipelines.common.entry import Progress
+from pipelines.common.storage import explained
+from pipelines.data.workspace import Workspace, write_whole
+
+MAX_BLOCKS = 4000
+"""Ray tasks at most; above it, a task does several units."""
+
+
+class UnitTask(Protocol):
+    """What is done with a unit; it writes what it makes, whole, under names that the unit's number determines."""
+
+    def __call__(self, number: int, unit: dict[str, Any]) -> dict[str, Any]:
+        """Do the unit; gives its result as JSON values, with `rows_in`, `rows_out` and `rejected` (a count)."""
+
+
+def run_units(
+    work: Workspace,
+    stage: str,
+    units: Sequence[dict[str, Any]],
+    task: UnitTask,
+    progress: Progress,
+    actors: int | None = None,
+    num_gpus: float = 0,
+    on_result: Callable[[dict[str, Any]], None] = lambda result: None,
+) -> list[dict[str, Any]]:
+    """Do what is left of a stage, and give the results of all its units in their order.
+
+    A unit is finished when its result file is there. It is written last, so a unit whose worker was killed is done
+    again, over the files that it left.
+
+    Args:
+        work: workspace of the output.
+        stage: name of the stage; a folder of the workspace.
+        units: JSON values, the same in every run.
+        task: travels to the workers.
+        progress: prints how far it is.
+        actors: processes that keep the task (and the model it has loaded); None for tasks on any free CPU.
+        num_gpus: GPUs of each actor.
+        on_result: called with every result, also those of an earlier run; may raise to stop the job.
+    """
+    folder = work.folder(stage)
+    results = finished_results(folder)
+    if results:
+        print(f"{progress.verb}: {len(results)} of {len(units)} pieces of '{stage}' were done before", flush=True)
+    rows = rejected = 0
+    for result in results.values():
+        on_result(result)
+        rows, rejected = rows + result["rows_in"], rejected + result["rejected"]
+    pending = [{"number": number, "unit": json.dumps(units[number])} for number in range(len(units))]
+    pending = [unit for unit in pending if unit["number"] not in results]
+    if pending:
+        dataset = ray.data.from_items(pending, override_num_blocks=min(len(pending), MAX_BLOCKS))
+        if actors:
+            done = dataset.map_batches(
+                RunUnits,
+                fn_constructor_args=[task, folder],
+                compute=ActorPoolStrategy(size=actors),
+                num_gpus=num_gpus,
+                batch_size=1,
+            )
+        else:
+            done = dataset.map_batches(RunUnits(task, folder), batch_size=1)
+        for row in done.iter_rows():
+            result = results[int(row["number"])] = json.loads(row["result"])
+            on_result(result)
+            work.lease.check()
+            rows, rejected = rows + result["rows_in"], rejected + result["rejected"]
+            progress.show(stage, len(results), len(units), rows, rejected)
+    return [results[number] for number in range(len(units))]
+
+
+def finished_results(folder: UPath) -> dict[int, dict[str, Any]]:
+    """Results of the units that are finished, by number."""
+    base = folder.path.rstrip("/")
+    try:
+        names = [name for name in folder.fs.ls(base, detail=False) if name.endswith(".json")]
+    except FileNotFoundError:
+        return {}
+    texts = folder.fs.cat_ranges(names, 0, None, on_error="raise")  # reads many at once; `cat` would expand patterns
+    numbers = (int(name.rpartition("/")[2].removesuffix(".json")) for name in names)
+    return {number: json.loads(text) for number, text in zip(numbers, texts, strict=True)}
+
+
+class RunUnits:
+    """Does units and commits their results, in a task or in an actor."""
+
+    def __init__(self, task: UnitTask, folder: UPath) -> None:
+        self.task, self.folder = task, folder
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
+        """Results of a batch of units."""
+        texts = []
+        for number, unit in zip(batch["number"], batch["unit"], strict=True):
+            with explained("output", self.folder):
+                texts.append(json.dumps(self.task(int(number), json.loads(unit))))
+                write_whole(self.folder / f"{int(number):06d}.json", texts[-1].encode())
+        return {"number": batch["number"], "result": np.array(texts, dtype=object)}
+
+
+class RejectedLimit:
+    """Counts rejected rows over units, and stops a job that loses too many."""
+
+    def __init__(self, rows: int | None, max_rejected_fraction: float) -> None:
+        """
+        Args:
+            rows: rows of the whole job, where they are known before it ends.
+            max_rejected_fraction: share of them that may be rejected.
+        """
+        self.rows, self.limit = rows, max_rejected_fraction
+        self.seen, self.rejected = 0, 0
+        self.example = ""
+
+    def add(self, result: dict[str, Any]) -> None:
+        """Count a unit's result; raises `DataError` as soon as the share is certain to be too large."""
+        self.seen += result["rows_in"]
+        self.rejected += result["rejected"]
+        self.example = self.example or result.get("first_rejected", "")
+        if self.rows is not None and self.rejected > self.limit * max(self.rows, self.seen):
+            self.check()
+
+    def check(self) -> None:
+        """Raise `DataError` if the share is too large for the rows seen or, where known, for all."""
+        rows = max(self.rows or 0, self.seen)
+        if self.rejected > self.limit * rows:
+            raise DataError(
+                f"{self.rejected} of {rows} rows rejected, more than max_rejected_fraction={self.limit} allows; the"
+                f" first is {self.example}; mend the data, or raise the limit and run again: finished work is kept"
+            )

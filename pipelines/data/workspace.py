@@ -1,0 +1,225 @@
+"""Where an output grows until it is whole: the directory `.<name>.partial` beside it.
+
+One job at a time owns it, by a lease. A job that was killed is continued by the next run with the same settings and
+data; the output gets its name when everything is there.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from upath import UPath
+
+from longclip.errors import ConfigError
+from longclip.files import publish_directory
+from pipelines.common.lease import Lease
+from pipelines.common.parquet_set import INCOMPLETE, MANIFEST, manifest_of
+from pipelines.common.storage import Storage, existing_path, explained, is_local
+
+IDENTITY, LEASE, TREE = "identity.json", "lease.json", "output"
+
+
+@dataclass
+class Workspace:
+    """The unfinished output of a job."""
+
+    output: UPath
+    """Final place."""
+    identity: Mapping[str, Any]
+    """What the output depends on: two runs with the same identity make the same output."""
+    lease: Lease
+    manifest: dict[str, Any] = field(default_factory=dict)
+    """Manifest of the output if it is finished already: then there is nothing to do."""
+
+    @property
+    def partial(self) -> UPath:
+        """Everything that is not published yet."""
+        return partial_path(self.output)
+
+    def folder(self, name: str) -> UPath:
+        """A directory of the workspace, created if need be."""
+        folder = self.partial / name
+        make_directory(folder)
+        return folder
+
+    @property
+    def tree(self) -> UPath:
+        """The files that will be published."""
+        return self.folder(TREE)
+
+    def planned(self, stage: str, plan: Callable[[UPath], list[dict[str, Any]]]) -> list[dict[str, Any]]:
+        """The units of a stage as JSON values: made by `plan` (given a folder for what it writes) the first time, and
+        the same in every run after."""
+        path = self.partial / f"{stage}.plan.json"
+        if not path.exists():
+            write_whole(path, json.dumps(plan(self.folder(f"{stage}.plan"))).encode())
+        return json.loads(path.read_bytes())
+
+    def publish(self, manifest: Mapping[str, Any]) -> None:
+        """Give `tree` its final name, with a manifest, in place of what had it; then remove the workspace.
+
+        On a local disk this is one rename. Object storage has none: there, a mark (`_INCOMPLETE`) that our readers heed
+        stands in the output while files are copied, and the manifest comes last.
+        """
+        text = json.dumps({**manifest, "identity": self.identity}, indent=2).encode() + b"\n"
+        write_whole(self.tree / MANIFEST, text)
+        self.lease.check()
+        if is_local(self.output):
+            for left in Path(self.tree.path).rglob(".*"):  # half files of workers that were killed
+                left.unlink()
+            publish_directory(Path(self.tree.path), Path(self.output.path))
+        else:
+            _publish_objects(self.tree, self.output)
+        self.lease.release()
+        remove(self.partial)
+
+
+def partial_path(output: UPath) -> UPath:
+    """Workspace of an output."""
+    return output.parent / f".{output.name}.partial"
+
+
+@contextmanager
+def claim(output: UPath, identity: Mapping[str, Any], overwrite: bool) -> Iterator[Workspace]:
+    """Own the workspace of an output while the block runs. What is in it stays there if the block fails.
+
+    Args:
+        output: final place of the output.
+        identity: what the output depends on: `job`, `settings`, `source`.
+        overwrite: replace an output, or unfinished work, of another identity.
+
+    Raises:
+        ConfigError: another job owns it, or something of another identity is in the way.
+    """
+    identity = json.loads(json.dumps(identity))
+    partial = partial_path(output)
+    make_directory(partial)
+    with Lease(partial / LEASE, str(output)) as lease:
+        workspace = Workspace(output, identity, lease)
+        manifest = manifest_of(output)
+        if manifest.get("identity") == identity:
+            workspace.manifest = manifest
+            yield workspace
+            lease.release()
+            remove(partial)
+            return
+        _refuse_other_output(output, manifest, identity, overwrite)
+        _continue_or_start(partial, output, identity, overwrite)
+        yield workspace
+
+
+def fingerprint(field: str, value: str, storage: Storage) -> str:
+    """Changes when a file at or below a path does: by names, sizes, and ETags or times."""
+    path = existing_path(field, value, storage)
+    digest = hashlib.sha256()
+    with explained(field, value):
+        for name, info in sorted(path.fs.find(path.path, detail=True).items()):
+            version = info.get("ETag") or info.get("mtime") or info.get("LastModified")
+            digest.update(f"{name}\0{info.get('size')}\0{version}\n".encode())
+    return digest.hexdigest()
+
+
+def _refuse_other_output(output: UPath, manifest: Mapping[str, Any], identity: Mapping, overwrite: bool) -> None:
+    if manifest and not overwrite:
+        raise ConfigError(
+            f"output='{output}' is finished, but with {_difference(manifest.get('identity', {}), identity)}; choose"
+            " another output, or replace it with --set overwrite=true"
+        )
+    if manifest or (output / INCOMPLETE).exists() or not output.exists():
+        return
+    if not output.is_dir() or any(output.iterdir()):
+        raise ConfigError(
+            f"output='{output}' exists and was not made by this job (it has no {MANIFEST}); choose another output, or"
+            " remove it yourself"
+        )
+
+
+def _continue_or_start(partial: UPath, output: UPath, identity: Mapping[str, Any], overwrite: bool) -> None:
+    path = partial / IDENTITY
+    if path.exists():
+        theirs = json.loads(path.read_bytes())
+        if theirs == identity:
+            return
+        if not overwrite:
+            raise ConfigError(
+                f"output='{output}' has unfinished work with {_difference(theirs, identity)}; run it with those"
+                " settings to finish it, choose another output, or drop that work with --set overwrite=true"
+            )
+    for entry in list(partial.iterdir()):
+        if entry.name != LEASE:
+            remove(entry)
+    write_whole(path, json.dumps(identity).encode())
+
+
+def _difference(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
+    if theirs.get("job") != ours.get("job"):
+        return f"job '{theirs.get('job')}'"
+    before, after = _flat(theirs.get("settings", {})), _flat(ours.get("settings", {}))
+    changed = [f"{key}={before.get(key)!r}" for key in sorted(before | after) if before.get(key) != after.get(key)]
+    if changed:
+        return f"other settings ({', '.join(changed)})"
+    return "other data: the files of the input have changed" if theirs.get("source") != ours.get("source") else "others"
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def _publish_objects(tree: UPath, output: UPath) -> None:
+    fs, source, target = output.fs, tree.path.rstrip("/"), output.path.rstrip("/")
+    write_whole(output / INCOMPLETE, b"")
+    names = [name[len(source) + 1 :] for name in fs.find(source)]
+    stale = set(fs.find(target)) - {f"{target}/{name}" for name in names} - {f"{target}/{INCOMPLETE}"}
+    for name in sorted(stale):
+        fs.rm_file(name)
+    for name in sorted(names, key=lambda name: name == MANIFEST):
+        fs.cp_file(f"{source}/{name}", f"{target}/{name}")
+    (output / INCOMPLETE).unlink()
+
+
+@contextmanager
+def whole_file(path: UPath) -> Iterator[Path]:
+    """A local path to write to; its content gets the name `path` on its storage only when the block ends well."""
+    local = is_local(path)
+    folder = Path(path.path).parent if local else None
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=folder)
+    os.close(handle)
+    try:
+        yield Path(name)
+        if local:
+            os.chmod(name, 0o644)  # temporary files are private
+            os.replace(name, path.path)
+        else:
+            path.fs.put_file(name, path.path)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def write_whole(path: UPath, content: bytes) -> None:
+    """Write a file that appears whole or not at all."""
+    with whole_file(path) as local:
+        local.write_bytes(content)
+
+
+def make_directory(path: UPath) -> None:
+    """Create a directory where storage has such things; object storage does not."""
+    if is_local(path):
+        path.mkdir(parents=True, exist_ok=True)
+
+
+def remove(path: UPath) -> None:
+    """Remove a file or directory with all that is in it, if it is there."""
+    if is_local(path) and path.is_dir():
+        shutil.rmtree(path.path, ignore_errors=True)
+    elif path.exists():
+        path.fs.rm(path.path, recursive=True)

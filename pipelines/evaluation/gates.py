@@ -1,0 +1,58 @@
+"""What a candidate must hold against the champion."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from longclip.evaluation.significance import Comparison
+from pipelines.evaluation.report import DIRECTIONS, Table, change_text
+from pipelines.evaluation.tasks import Task
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One direction of one task."""
+
+    task: str
+    direction: str
+    margin: float | None
+    """Share of hits that may be lost; None where the candidate must be as good or better as measured."""
+    comparison: Comparison
+    """Candidate against champion."""
+
+    @property
+    def holds(self) -> bool:
+        """Whether it lets the candidate pass.
+
+        Long text: not fewer hits than the champion's. Others: the interval of the difference lies above the loss
+        that is allowed, so that a small set, which shows nothing, does not pass either.
+        """
+        if self.margin is None:
+            return self.comparison.difference >= 0
+        return self.comparison.low > -self.margin
+
+    @property
+    def rule(self) -> str:
+        """What must hold, in words."""
+        return "up or equal" if self.margin is None else f"interval above -{100 * self.margin:g}"
+
+
+def gate(task: Task, direction: str, comparison: Comparison, margin: float) -> Gate:
+    """The gate of a task: long text must be up or equal, short text and classification not down beyond the margin."""
+    return Gate(task.name, direction, None if task.protocol.text == "long" else margin, comparison)
+
+
+def gate_table(gates: Sequence[Gate], champion: str, candidate: str) -> Table:
+    """All gates, as a table of a report."""
+    return Table(
+        f"Version {candidate} against champion {champion}, the same queries, at 1",
+        ["task", "direction", "must hold", "verdict", "change, points", "better", "worse", "p (paired)"],
+        [
+            [
+                *(gate.task, DIRECTIONS[gate.direction], gate.rule, "holds" if gate.holds else "FAILS"),
+                *(change_text(gate.comparison.asdict()), str(gate.comparison.better), str(gate.comparison.worse)),
+                f"{gate.comparison.p_value:.4f}",
+            ]
+            for gate in gates
+        ],
+        words=4,
+    )

@@ -1,0 +1,1 @@
+"""Several entries in a row: the demo and the study."""

@@ -1,0 +1,128 @@
+"""Steps of the demo: entries that run one after the other in one process, and the search application at the end."""
+
+import contextlib
+import hashlib
+import io
+import json
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from types import ModuleType
+from typing import TextIO
+
+import yaml
+
+from longclip.errors import LongClipError
+from pipelines.common.entry import user_error
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = ROOT / "pipelines" / "configs"
+PROGRESS = re.compile(r"(step \d+/\d+: .*|embedding with .*|\w+: \d+ rows in, .*|warning: .*)")
+START_SECONDS = 180
+
+
+class Step:
+    """An entry with its settings; a double underscore in a name stands for the dot."""
+
+    def __init__(self, title: str, entry: ModuleType, config: str | None = None, **settings: object) -> None:
+        self.title, self.entry = title, entry
+        self.config = CONFIGS / f"{config}.yaml" if config else None
+        self.argv = ["--config", str(self.config)] if self.config else []
+        for name, value in settings.items():
+            self.argv += ["--set", f"{name.replace('__', '.')}={value}"]
+
+    @property
+    def command(self) -> str:
+        """The command line that does the same."""
+        return shlex.join(["python", f"pipelines/{self.entry.__name__.rpartition('.')[2]}.py", *self.argv])
+
+    @property
+    def receipt(self) -> str:
+        """Changes when the step, its settings or its config file do."""
+        config = self.config.read_bytes() if self.config else b""
+        return json.dumps({"command": self.command, "config": hashlib.sha256(config).hexdigest()})
+
+
+def run_step(number: str, step: Step, directory: Path) -> None:
+    """Run a step in this process, so that all share one Ray job and its warm workers.
+
+    Its progress is shown; all of its output goes to a log file.
+
+    Raises:
+        LongClipError: the step failed; the message says why, and where its log is.
+    """
+    slug = "-".join(re.findall(r"\w+", step.title))
+    log, done = directory / "logs" / f"{slug}.log", directory / "done" / f"{slug}.json"
+    if done.is_file() and done.read_text() == step.receipt:
+        print(f"{number} {step.title}: done before", flush=True)
+        return
+    print(f"{number} {step.title}\n    {step.command}", flush=True)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "w") as file:
+        output = _ProgressFilter(file, sys.stdout)
+        try:
+            with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+                step.entry.main(step.argv)
+        except Exception as error:
+            reason = user_error(error) or f"{type(error).__name__}: {str(error).splitlines()[0]}"
+            raise LongClipError(f"step '{step.title}' failed: {reason}; its log is {log}") from error
+    done.parent.mkdir(parents=True, exist_ok=True)
+    done.write_text(step.receipt)
+
+
+class _ProgressFilter(io.TextIOBase):
+    """Writes everything to a log, and the lines that tell progress to the terminal as well."""
+
+    def __init__(self, log: TextIO, terminal: TextIO) -> None:
+        self.log, self.terminal, self.line = log, terminal, ""
+
+    def write(self, text: str) -> int:
+        self.log.write(text)
+        self.log.flush()
+        *lines, self.line = (self.line + text).split("\n")
+        for line in lines:
+            shown = PROGRESS.search(line)
+            if shown:
+                print(f"    {shown[0].rstrip()}", file=self.terminal, flush=True)
+        return len(text)
+
+
+def serve(directory: Path, port: int, ray_address: str) -> None:
+    """Run the search application until Ctrl-C or SIGTERM: the registered champion and the index made with it."""
+    url = f"http://127.0.0.1:{port}"
+    arguments = {"model": "models:/longclip@champion", "index": str(directory / "index")}
+    application = {"name": "longclip", "import_path": "serving.app:build", "args": arguments}
+    config = directory / "serve.yaml"
+    http = {"host": "127.0.0.1", "port": port}
+    config.write_text(yaml.safe_dump({"http_options": http, "applications": [application]}, sort_keys=False))
+    program = str(Path(sys.executable).with_name("serve"))
+    command = [program, "run", "--address", ray_address, str(config)]
+    log = directory / "logs" / "serve.log"
+    with open(log, "w") as file, subprocess.Popen(command, stdout=file, stderr=file, cwd=ROOT) as process:
+        signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+        if _wait_until_ready(url, process):
+            print(f"\nsearch page: {url}    (Ctrl-C ends it; log: {log})", flush=True)
+        try:
+            process.wait()
+        except KeyboardInterrupt:
+            process.wait()
+            return
+    if process.returncode not in (0, -signal.SIGTERM):
+        raise LongClipError(f"serving stopped with exit code {process.returncode}; see {log}")
+
+
+def _wait_until_ready(url: str, process: subprocess.Popen[bytes]) -> bool:
+    deadline = time.monotonic() + START_SECONDS
+    while process.poll() is None and time.monotonic() < deadline:
+        try:
+            with urllib.request.urlopen(f"{url}/readyz", timeout=5):
+                return True
+        except (urllib.error.URLError, OSError):
+            time.sleep(1)
+    return False

@@ -1,0 +1,201 @@
+"""Results of a study: means over seeds, intervals over queries, paired comparisons, and a plot of every stage."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from longclip.evaluation.significance import Comparison, compare_paired, mean_interval
+from pipelines.evaluation.report import DIRECTIONS, Table, change_text
+from pipelines.experiments.cells import Cell, Stage
+
+
+@dataclass(frozen=True)
+class Line:
+    """Models that are alike but for their seeds, on a task in a direction."""
+
+    task: str
+    direction: str
+    hits: np.ndarray
+    """`[Q, S]` whether each query has a right candidate first, under the model of each seed."""
+    groups: np.ndarray
+    """`[Q]` which queries belong together."""
+
+    @property
+    def title(self) -> str:
+        """Task and direction."""
+        return f"{self.task}, {DIRECTIONS[self.direction]}"
+
+    @property
+    def by_seed(self) -> list[float]:
+        """Recall at 1 of each seed."""
+        return self.hits.mean(0).tolist()
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % interval of the mean over queries; groups of them are drawn whole, with the answers of all seeds."""
+        return mean_interval(self.hits.mean(1), self.groups)
+
+    def better_than(self, other: "Line") -> "Change":
+        """Paired comparison on the same queries, each with the mean of its seeds."""
+        comparison = compare_paired(other.hits.mean(1), self.hits.mean(1), self.groups)
+        return Change(comparison, (self.hits.mean(0) - other.hits.mean(0)).tolist())
+
+    def asdict(self) -> dict[str, Any]:
+        """As JSON."""
+        low, high = self.interval
+        figures = {"by_seed": self.by_seed, "mean": float(np.mean(self.by_seed)), "low": low, "high": high}
+        return {"task": self.task, "direction": self.direction, "queries": len(self.hits), "recall@1": figures}
+
+    def cell(self) -> str:
+        """Mean and interval, and each seed where there are several."""
+        low, high = self.interval
+        return f"{100 * np.mean(self.by_seed):.1f} [{100 * low:.1f}, {100 * high:.1f}]{_each(self.by_seed, '.1f')}"
+
+
+@dataclass(frozen=True)
+class Change:
+    """How much better a line is than another one."""
+
+    comparison: Comparison
+    by_seed: list[float]
+    """Difference of each seed."""
+
+    def asdict(self) -> dict[str, Any]:
+        """As JSON."""
+        return self.comparison.asdict() | {"by_seed": self.by_seed}
+
+    def cell(self) -> str:
+        """Difference with its interval, each seed's where there are several, and the test's p."""
+        p_value = self.comparison.p_value
+        p_text = f"p {p_value:.3f}" if p_value >= 0.001 else "p < 0.001"
+        return f"{change_text(self.comparison.asdict())}{_each(self.by_seed, '+.1f')}, {p_text}"
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What a stage found."""
+
+    title: str
+    lines: dict[str, list[Line]]
+    """By what tells models apart; one line for each task and direction."""
+    pairs: list[tuple[str, str]]
+
+    @property
+    def slug(self) -> str:
+        """Names its plot."""
+        return self.title.lower().replace(" ", "-")
+
+    @property
+    def columns(self) -> list[str]:
+        """Tasks with their directions."""
+        return [line.title for line in next(iter(self.lines.values()))]
+
+    def changes(self) -> dict[tuple[str, str], list[Change]]:
+        """Of each pair, how much better the second is, on every task and direction."""
+        return {
+            (one, other): [
+                line.better_than(yardstick) for yardstick, line in zip(self.lines[one], self.lines[other], strict=True)
+            ]
+            for one, other in self.pairs
+        }
+
+    def asdict(self) -> dict[str, Any]:
+        """As JSON."""
+        return {
+            "stage": self.title,
+            "models": {label: [line.asdict() for line in lines] for label, lines in self.lines.items()},
+            "comparisons": [
+                {"of": other, "against": one, "column": column} | change.asdict()
+                for (one, other), found in self.changes().items()
+                for column, change in zip(self.columns, found, strict=True)
+            ],
+        }
+
+    def tables(self) -> list[Table]:
+        """Recall, and the paired comparisons."""
+        changes = [
+            [_short(other), _short(one), *(change.cell() for change in found)]
+            for (one, other), found in self.changes().items()
+        ]
+        return [
+            Table(
+                f"{self.title}: recall at 1 in percent, 95 % interval over queries (each seed)",
+                ["model", *self.columns],
+                [[label, *(line.cell() for line in lines)] for label, lines in self.lines.items()],
+            ),
+            Table(
+                f"{self.title}: change in points on the same queries, 95 % interval (each seed), p of a paired test",
+                ["of", "against", *self.columns],
+                changes,
+                words=2,
+            ),
+        ]
+
+
+@dataclass(frozen=True)
+class StudyReport:
+    """What was found so far."""
+
+    stages: list[StageResult]
+
+    def asdict(self) -> list[dict[str, Any]]:
+        """As JSON."""
+        return [result.asdict() for result in self.stages]
+
+    def markdown(self) -> str:
+        """As Markdown."""
+        tables = [table.markdown() for result in self.stages for table in result.tables()]
+        return "\n\n".join(["# Study", *tables]) + "\n"
+
+
+def _each(seeds: Sequence[float], form: str) -> str:
+    return f" ({', '.join(format(100 * seed, form) for seed in seeds)})" if len(seeds) > 1 else ""
+
+
+def _short(label: str) -> str:
+    return label.partition(":")[0]
+
+
+def stage_result(stage: Stage, cells: Path) -> StageResult:
+    """What a stage found, from the ranks that the benchmark of each cell wrote below `cells`."""
+    return StageResult(stage.title, {label: _lines(row, cells) for label, row in stage.rows.items()}, stage.pairs)
+
+
+def _lines(row: Sequence[Cell], cells: Path) -> list[Line]:
+    lines = []
+    ranks = cells / row[0].name / "ranks"
+    for task in sorted(path.name.removesuffix(f".{row[0].name}.parquet") for path in ranks.iterdir()):
+        files = [cells / cell.name / "ranks" / f"{task}.{cell.name}.parquet" for cell in row]
+        tables = [pq.read_table(file).to_pandas() for file in files]
+        for direction in tables[0]["direction"].unique():
+            parts = [table[table["direction"] == direction].sort_values("query") for table in tables]
+            hits = np.stack([(part["rank"] == 0).to_numpy(np.float64) for part in parts], 1)
+            lines.append(Line(task, str(direction), hits, parts[0]["group"].to_numpy()))
+    return lines
+
+
+def draw_plot(result: StageResult, path: Path) -> None:
+    """Recall at 1 of a stage's models on every task: each seed a dot, the mean a stroke, its interval a bar."""
+    from matplotlib.figure import Figure  # takes a second to import, and only this needs it
+
+    figure = Figure((3.0 + 2.4 * len(result.columns), 1.2 + 0.35 * len(result.lines)), layout="constrained")
+    axes = figure.subplots(1, len(result.columns), sharey=True, squeeze=False)[0]
+    for place, (axis, column) in enumerate(zip(axes, result.columns, strict=True)):
+        for height, lines in enumerate(reversed(result.lines.values())):
+            line = lines[place]
+            low, high = line.interval
+            mean = float(np.mean(line.by_seed))
+            axis.plot([100 * low, 100 * high], [height, height], color="#9aa4b2", linewidth=5, solid_capstyle="butt")
+            axis.plot(
+                [100 * seed for seed in line.by_seed], [height] * len(line.by_seed), "o", color="#1f5fbf", alpha=0.6
+            )
+            axis.plot([100 * mean], [height], "|", color="black", markersize=14)
+        axis.set_title(column, fontsize=9)
+        axis.set_xlabel("recall at 1, percent", fontsize=8)
+        axis.grid(axis="x", alpha=0.3)
+        axis.set_yticks(range(len(result.lines)), list(reversed(result.lines)), fontsize=8)
+    figure.savefig(path, metadata={"Date": None})

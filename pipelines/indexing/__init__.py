@@ -1,0 +1,1 @@
+"""A corpus embedded into an index, and the index published for search."""

@@ -1,0 +1,154 @@
+"""From rows of a Parquet to items of an index: what changed is found, embedded, and written in commits."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+
+from longclip.checkpoint import Checkpoint
+from longclip.errors import DataError
+from pipelines.common.embedding import Reading, embed_dataset
+from pipelines.common.model_inputs import cell_texts
+from pipelines.common.parquet_set import ParquetSet
+from pipelines.common.progress import tell_rows
+from pipelines.common.rejected_rows import Columns
+from pipelines.indexing.table import CONTENT, ID, MODEL, RESERVED, IndexTable, States, vector_column
+from pipelines.indexing.thumbnails import AddThumbnails
+
+READ_ROWS = 64
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """What is embedded, and with what."""
+
+    data: ParquetSet
+    columns: Columns
+    schema: pa.Schema
+    """Of the index's table."""
+    checkpoint: Checkpoint
+    model: str
+    """Where workers load the checkpoint from."""
+    checkpoint_id: str
+    workers: int
+    use_gpu: bool
+
+    @property
+    def metadata(self) -> list[str]:
+        """Columns that are kept to filter by."""
+        return [name for name in self.schema.names if name not in RESERVED]
+
+    @cached_property
+    def ids(self) -> set[str]:
+        """Ids of all rows.
+
+        Raises:
+            DataError: one occurs more than once.
+        """
+        counts = Counter[str]()
+        for batch in self.data.dataset([self.columns.id]).iter_batches(batch_size=None, batch_format="pyarrow"):
+            counts.update(str(id) for id in batch[self.columns.id].to_pylist())
+        doubled = next((id for id, count in counts.items() if count > 1), None)
+        if doubled is not None:
+            raise DataError(f"column '{self.columns.id}': id '{doubled}' occurs more than once; ids must be unique")
+        return set(counts)
+
+
+def embed_changes(
+    corpus: Corpus, table: IndexTable, states: States, quarantine: Any, commit_rows: int, check: Callable[[], None]
+) -> int:
+    """Embed the rows that the table does not have as they are, with this model; gives how many there were.
+
+    Args:
+        corpus: the rows.
+        table: where they go; every commit stays, so a run that is killed goes on behind its last one.
+        states: what it has.
+        quarantine: handle that takes rows that cannot be used.
+        commit_rows: rows of a commit.
+        check: called before every commit; raises where this job must not write any more.
+    """
+    columns = corpus.columns
+    assert corpus.ids  # doubled ids are refused before anything is embedded
+    changes = corpus.data.dataset([columns.id, columns.image, columns.caption, *corpus.metadata]).map_batches(
+        KeepChanges(columns, corpus.metadata, corpus.checkpoint_id, ray.put(states)), batch_size=READ_ROWS
+    )
+    reading = {"caption": Reading(columns.caption)} if vector_column("caption") in corpus.schema.names else {}
+    embedded = embed_dataset(
+        changes.map_batches(AddThumbnails(columns), batch_size=READ_ROWS),
+        corpus.checkpoint,
+        corpus.model,
+        columns,
+        quarantine,
+        texts=reading,
+        keep=[columns.caption, "thumbnail", CONTENT, *corpus.metadata],
+        workers=corpus.workers,
+        use_gpu=corpus.use_gpu,
+    )
+    written = 0
+    for batch in embedded.iter_batches(batch_size=commit_rows, batch_format="numpy"):
+        check()
+        table.upsert(_items(batch, corpus))
+        written += len(batch[columns.id])
+        tell_rows("embed", "embed", written, len(ray.get(quarantine.reasons.remote())))
+        print(f"embed: {written} rows embedded and written", flush=True)
+    return written
+
+
+class KeepChanges:
+    """Leaves out rows whose content an index has already, made by the same model; adds `content_sha256`."""
+
+    def __init__(self, columns: Columns, metadata: list[str], checkpoint_id: str, states: "ray.ObjectRef[States]"):
+        self.columns, self.metadata, self.checkpoint_id, self.states = columns, metadata, checkpoint_id, states
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The rows that are new or changed."""
+        states: States = ray.get(self.states)
+        digests = [self._digest(batch, row) for row in range(len(batch[self.columns.id]))]
+        rows = [
+            row
+            for row, id in enumerate(batch[self.columns.id])
+            if states.get(str(id)) != (digests[row], self.checkpoint_id)
+        ]
+        return {name: values[rows] for name, values in batch.items()} | {CONTENT: np.array(digests, dtype=object)[rows]}
+
+    def _digest(self, batch: dict[str, np.ndarray], row: int) -> str:
+        digest = hashlib.sha256()
+        for name in (self.columns.image, self.columns.caption, *self.metadata):
+            cell = batch[name][row]
+            if isinstance(cell, dict):  # an image as Hugging Face datasets keep it
+                cell = cell.get("bytes")
+            if isinstance(cell, np.ndarray | np.generic):
+                cell = cell.tolist()
+            content = cell if isinstance(cell, bytes) else repr(cell).encode()
+            digest.update(len(content).to_bytes(8, "big") + content)
+        return digest.hexdigest()
+
+
+def _items(batch: dict[str, np.ndarray], corpus: Corpus) -> pa.Table:
+    """Embedded rows as items of the table."""
+    columns = corpus.columns
+    count = len(batch[columns.id])
+    texts = [cell_texts(cell) for cell in batch[columns.caption]]
+    values: dict[str, Any] = {
+        ID: [str(id) for id in batch[columns.id]],
+        CONTENT: batch[CONTENT].tolist(),
+        MODEL: [corpus.checkpoint_id] * count,
+        "caption": [found[0] if found else "" for found in texts],
+        "thumbnail": batch["thumbnail"].tolist(),
+    }
+    vectors = {"image": batch["image_embedding"]}
+    if "caption_embedding" in batch:
+        vectors["caption"] = np.stack([cell[0] for cell in batch["caption_embedding"]])
+    for target, array in vectors.items():
+        kind = corpus.schema.field(vector_column(target)).type
+        flat = pa.array(np.ascontiguousarray(array, np.float32).reshape(-1))
+        values[vector_column(target)] = pa.FixedSizeListArray.from_arrays(flat, kind.list_size)
+    for name in corpus.metadata:
+        values[name] = pa.array(batch[name].tolist(), corpus.schema.field(name).type, from_pandas=True)
+    return pa.table({name: values[name] for name in corpus.schema.names}, schema=corpus.schema)

@@ -1,0 +1,39 @@
+"""Models by any name: a directory or hub name as it is, a registered version, or a file of official weights."""
+
+import hashlib
+from pathlib import Path
+
+from longclip.checkpoint import save_checkpoint, verify_checkpoint
+from longclip.convert import convert_checkpoint
+from longclip.files import file_sha256
+from pipelines.registry import tracking
+
+
+def local_model(source: str, cache: Path, tracking_uri: str) -> str:
+    """What `load_checkpoint` takes, for any way of naming a model.
+
+    Args:
+        source: directory, hub name, `models:/name/version`, `models:/name@alias`, or a weights file that
+            `longclip.convert` reads.
+        cache: directory for downloaded and converted models; on a cluster, one that all nodes see.
+        tracking_uri: registry of `models:/`.
+
+    Raises:
+        CheckpointError: there is no such model, or it is no CLIP.
+    """
+    if source.startswith(tracking.MODELS):
+        version = tracking.resolve_version(tracking_uri, source)
+        key = hashlib.sha256(f"{tracking_uri}\0{version.uri}\0{version.source}".encode()).hexdigest()[:16]
+        directory = cache / "registered" / key
+        if directory.is_dir():
+            verify_checkpoint(directory)
+        else:
+            tracking.download_checkpoint(tracking_uri, version.uri, directory)
+        return str(directory)
+    path = Path(source).expanduser()
+    if path.is_file():
+        directory = cache / "converted" / file_sha256(path)[:16]
+        if not directory.is_dir():
+            save_checkpoint(convert_checkpoint(path), directory, {"origin": str(path)})
+        return str(directory)
+    return source

@@ -1,6 +1,0 @@
-"""What people have: images with captions in any of the usual layouts, read in pieces."""
-
-from pipelines.sources.choose import open_source
-from pipelines.sources.settings import SourceSettings
-
-__all__ = ["SourceSettings", "open_source"]

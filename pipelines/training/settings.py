@@ -1,0 +1,333 @@
+"""Settings of `finetune.py`."""
+
+import math
+from typing import Any, Literal, Self
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from longclip.training.freeze import TowerName
+from longclip.training.loss import LossConfig
+from longclip.training.pcm import Scope
+from pipelines.common.rejected_rows import Columns
+from pipelines.common.settings import Settings
+from pipelines.common.storage import Storage
+
+
+class Data(Settings):
+    """What is trained on."""
+
+    train: str
+    """Parquet file, directory or URI with image, caption and (for the summary loss) summary."""
+    max_rejected_fraction: float = Field(0.01, ge=0, le=1)
+    """Share of rows that may be unreadable before the run stops."""
+    candidates: PositiveInt = 5
+    """Where a caption or summary is a list, so many of its texts are drawn from, another one each pass."""
+    shuffle_window: PositiveInt = 1024
+    """Rows of a stream that are read together and shuffled, on top of the random order of the row groups."""
+    streams: PositiveInt | None = None
+    """Parts that the rows of an epoch are cut into; a worker reads whole ones. The rows of each step depend on this
+    number and not on the workers': a run may go on with any number of workers that divides it. Empty: workers.count, or
+    the least number that all of workers.min_count to workers.count divide."""
+
+
+class Validation(Settings):
+    """Retrieval in both directions at every checkpoint, over all workers."""
+
+    data: str | None = None
+    """Parquet with the columns of data.train; empty takes the split `val` of data.train, where it has one."""
+    rows: int = Field(1000, ge=0)
+    """Rows to measure on, a sample that stays the same; 0 leaves the validation out."""
+
+
+class Tower(Settings):
+    """Size of one tower of an untrained model."""
+
+    width: PositiveInt = 128
+    """Hidden size."""
+    layers: PositiveInt = 3
+    """Transformer layers."""
+    heads: PositiveInt = 4
+    """Attention heads; must divide the width."""
+
+
+class Architecture(Settings):
+    """Size of an untrained CLIP."""
+
+    text: Tower = Tower()
+    vision: Tower = Tower()
+    image_size: PositiveInt = 56
+    """Side of the image in pixels."""
+    patch_size: PositiveInt = 8
+    """Side of a patch in pixels; must divide the image size."""
+    embedding_dim: PositiveInt = 128
+    """Dimensions of the shared space."""
+    context_length: PositiveInt = 77
+    """Text positions."""
+
+
+class Model(Settings):
+    """What the run starts from: a published CLIP (`base`) or an untrained one (`architecture`)."""
+
+    base: str | None = None
+    """Hugging Face CLIP: a directory, or a hub name such as openai/clip-vit-base-patch16."""
+    architecture: Architecture | None = None
+    """Start untrained, with these sizes."""
+    positions: Literal["stretch", "interpolate", "keep"] = "stretch"
+    """How text positions grow: knowledge-preserving stretch, plain interpolation to the same length, or not at all."""
+    kept_positions: int = Field(20, ge=0)
+    """First positions that are kept by the stretch, and frozen while training."""
+    stretch_factor: PositiveInt = 4
+    """Factor by which the other positions are stretched: 20 + (77 - 20) * 4 = 248."""
+    lock_image: bool = False
+    """Keep the image tower as it is, and train the text tower to it (LiT)."""
+    lock_image_unlocked_groups: int = Field(0, ge=0)
+    """Groups of a locked image tower that train all the same, from its output: projection, last layer, ..."""
+    lock_text: bool = False
+    """Keep the text tower as it is, its stretched positions too."""
+    lock_text_unlocked_groups: int = Field(0, ge=0)
+    """Groups of a locked text tower that train all the same, from its output: projection, last layer, ..."""
+
+    @property
+    def locks(self) -> list[tuple[TowerName, bool, int]]:
+        """Of each tower: whether it is locked, and how many of its groups train all the same."""
+        return [
+            ("image", self.lock_image, self.lock_image_unlocked_groups),
+            ("text", self.lock_text, self.lock_text_unlocked_groups),
+        ]
+
+
+class Loss(Settings):
+    """The objective."""
+
+    summary_loss_weight: float = Field(0.1, ge=0)
+    """Weight of the summary (PCM) loss; 0 leaves it out. Official code: 1.0."""
+    pca_dim: PositiveInt = 32
+    """Principal components of the image features that summaries are matched to."""
+    pca_scope: Scope = "global"
+    """Rows the components are taken of: the global batch, or each worker's own (as the official code)."""
+    label_smoothing: float = Field(0.1, ge=0, lt=1)
+    """Label smoothing of both losses."""
+    allow_small_batch: bool = False
+    """Accept batches of at most pca_dim + 1 rows, of which principal components leave nothing out: PCM does nothing."""
+
+    def config(self) -> LossConfig:
+        """The same for the library."""
+        return LossConfig(**self.model_dump(exclude={"allow_small_batch"}))
+
+
+RECIPES: dict[str, dict[str, dict[str, Any]]] = {
+    "tuned": {},
+    "paper": {
+        "loss": {"summary_loss_weight": 1.0, "pca_scope": "local"},
+        "optim": {"learning_rate": 1e-6, "epochs": 6, "logit_scale": 100.0},
+    },
+}
+"""Where a recipe differs from the defaults."""
+
+
+class Optim(Settings):
+    """Optimisation."""
+
+    learning_rate: PositiveFloat = 1e-5
+    """Peak learning rate of AdamW. Official recipe: 1e-6."""
+    weight_decay: float = Field(0.01, ge=0)
+    """Decay of matrices; gains, biases and embeddings are not decayed."""
+    warmup_steps: int = Field(200, ge=0)
+    """Steps of linear warm-up; a cosine to zero follows."""
+    epochs: PositiveInt = 1
+    """Passes over the data."""
+    per_worker_batch_size: PositiveInt = 128
+    """Pairs per worker and step. Negatives come from all workers: the global batch is this times the workers."""
+    chunk_size: PositiveInt | None = None
+    """Gradient caching: so many of a worker's pairs are held with their activations, which makes large batches fit for
+    one more forward pass. Empty: all of them."""
+    max_grad_norm: PositiveFloat = 1.0
+    """Gradients are clipped to this norm."""
+    max_skipped_steps: int = Field(20, ge=0)
+    """Steps whose gradient is not finite are skipped and counted; with more of them the run stops."""
+    ema_decay: float | None = Field(None, gt=0, lt=1)
+    """Decay per step of an exponential moving average of the weights, which is then what is validated and published."""
+    logit_scale: PositiveFloat | None = None
+    """Temperature (exponentiated) to start from; empty keeps the base's. The official recipe restarts at 100."""
+
+
+class Workers(Settings):
+    """Training processes."""
+
+    count: PositiveInt = 2
+    """Number of workers."""
+    min_count: PositiveInt | None = None
+    """Go on with so many workers when machines are lost, and with more when they come back. The global batch stays:
+    each worker then has a larger part of it. Empty: wait for the lost ones."""
+    max_failures: int = Field(3, ge=0)
+    """Times that the workers are started again, from the last checkpoint, after one was lost."""
+    use_gpu: bool = False
+    """One GPU per worker."""
+    cpus: PositiveInt = 1
+    """Logical CPUs per worker. The cluster needs some more for the data pipeline."""
+    bf16: bool = False
+    """Autocast to bfloat16; the losses and PCM stay in float32."""
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    """Every worker holds the whole model (ddp), or its part of weights, gradients and optimizer state (fsdp), for
+    models that do not fit otherwise."""
+    compile: bool = False
+    """Compile the layers (torch.compile) at their first use: some minutes, for faster steps on a GPU."""
+    checkpoint_layers: bool = False
+    """Activation checkpointing: layers are computed again in backward instead of being held, which saves memory for one
+    more forward pass. For batches that do not fit, optim.chunk_size saves more at the same price."""
+
+
+class Checkpoints(Settings):
+    """What a run leaves behind. Checkpoints are written beside the training, and appear whole."""
+
+    every_steps: PositiveInt = 500
+    """Steps between two checkpoints that a broken run goes on from, and between two validations."""
+    keep: PositiveInt = 2
+    """Checkpoints that are kept: the best ones by `metric`, or without validation the last ones. The last is always."""
+    metric: Literal["caption", "summary"] = "caption"
+    """Texts whose mean recall@1 of both directions on the validation rows says which checkpoint is best."""
+    publish: Literal["last", "best"] = "last"
+    """Which of them becomes the run's result."""
+
+
+class FinetuneSettings(Settings):
+    """Everything that defines a run."""
+
+    recipe: Literal["tuned", "paper"] = "tuned"
+    """Defaults: what later studies found better (tuned), or the official code's values (paper: components of each
+    worker's own batch, unweighted losses, learning rate 1e-6, 6 epochs, temperature restarted at 100)."""
+    data: Data
+    columns: Columns = Columns()
+    model: Model = Model()
+    loss: Loss = Loss()
+    optim: Optim = Optim()
+    workers: Workers = Workers()
+    validation: Validation = Validation()
+    checkpoints: Checkpoints = Checkpoints()
+    output: str = "var/finetune"
+    """Local directory, seen by all workers: the checkpoint (`checkpoint/`), rejected rows, and what a resume needs."""
+    log_every_steps: PositiveInt = 10
+    """Steps between two reports of the losses."""
+    storage: Storage = Storage()
+    experiment: str = "longclip"
+    """MLflow experiment."""
+    seed: int = Field(0, ge=0)
+    """Seed of initial weights and of the data's order."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _apply_recipe(cls, values: Any) -> Any:
+        """What is set explicitly beats the recipe."""
+        if not isinstance(values, dict):
+            return values
+        recipe = RECIPES.get(str(values.get("recipe")), {})
+        groups = {name: group | values[name] for name, group in recipe.items() if isinstance(values.get(name), dict)}
+        return recipe | values | groups
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.model.base is None) == (self.model.architecture is None):
+            raise ValueError(
+                "give exactly one of model.base (a CLIP to start from) and model.architecture (start untrained);"
+                " e.g. --set model.base=openai/clip-vit-base-patch16"
+            )
+        small = self.pca_rows <= self.loss.pca_dim + 1
+        if self.uses_summaries and small and not self.loss.allow_small_batch:
+            raise ValueError(
+                f"summary loss does nothing with loss.pca_dim={self.loss.pca_dim} on {self.pca_rows} rows: it needs"
+                f" more than pca_dim + 1 = {self.loss.pca_dim + 1}; raise optim.per_worker_batch_size, lower"
+                " loss.pca_dim, set loss.summary_loss_weight=0 or accept it with loss.allow_small_batch=true"
+            )
+        self._check_locks()
+        self._check_workers()
+        architecture = self.model.architecture
+        if architecture and architecture.image_size % architecture.patch_size:
+            raise ValueError(
+                f"model.architecture.patch_size={architecture.patch_size} does not divide"
+                f" image_size={architecture.image_size}"
+            )
+        return self
+
+    def _check_locks(self) -> None:
+        locks = self.model.locks
+        for tower, locked, unlocked in locks:
+            if unlocked and not locked:
+                raise ValueError(
+                    f"model.lock_{tower}_unlocked_groups={unlocked} says what of a locked tower trains, but the {tower}"
+                    f" tower is not locked; add model.lock_{tower}=true"
+                )
+        if all(locked and not unlocked for _, locked, unlocked in locks):
+            raise ValueError(
+                "model.lock_image and model.lock_text leave nothing to train but the temperature; unlock a tower, or"
+                " some groups, e.g. model.lock_image_unlocked_groups=1"
+            )
+
+    def _check_workers(self) -> None:
+        least, most = self.workers.min_count or self.workers.count, self.workers.count
+        if least > most:
+            raise ValueError(f"workers.min_count={least} is more than workers.count={most}; lower it or leave it empty")
+        for count in range(least, most + 1):
+            if self.streams % count:
+                raise ValueError(
+                    f"data.streams={self.streams} is no multiple of {count} workers (workers.min_count to"
+                    f" workers.count); give one, e.g. {math.lcm(*range(least, most + 1))}, or leave it empty"
+                )
+        if self.global_batch_size % self.streams:
+            raise ValueError(
+                f"the global batch of {self.global_batch_size} pairs (workers.count={most} x"
+                f" optim.per_worker_batch_size={self.optim.per_worker_batch_size}) is no multiple of"
+                f" data.streams={self.streams}; change the batch, or give data.streams that divides it"
+            )
+        if self.workers.strategy == "fsdp" and self.optim.ema_decay:
+            raise ValueError(
+                "optim.ema_decay needs the whole model on every worker, which workers.strategy=fsdp has not;"
+                " leave one out"
+            )
+        if self.checkpoints.metric == "summary" and not self.uses_summaries:
+            raise ValueError("checkpoints.metric=summary needs summaries, which loss.summary_loss_weight=0 leaves out")
+
+    @property
+    def streams(self) -> int:
+        """Parts that the rows of an epoch are cut into."""
+        least, most = self.workers.min_count or self.workers.count, self.workers.count
+        return self.data.streams or math.lcm(*range(least, most + 1))
+
+    @property
+    def uses_summaries(self) -> bool:
+        """Whether the summary loss is part of the objective."""
+        return self.loss.summary_loss_weight > 0
+
+    @property
+    def text_columns(self) -> list[str]:
+        """Columns of texts that are trained on, the caption first."""
+        return [self.columns.caption] + ([self.columns.summary] if self.uses_summaries else [])
+
+    @property
+    def score(self) -> str:
+        """Name of the reported figure that says which checkpoint is best."""
+        column = self.columns.caption if self.checkpoints.metric == "caption" else self.columns.summary
+        return f"validation/{column}/mean_recall@1"
+
+    def identity(self) -> dict[str, Any]:
+        """What a run's parameters depend on. The number of workers is no part of it, nor how they divide a batch."""
+        values = self.model_dump(mode="json", exclude={"log_every_steps", "experiment", "storage", "output"})
+        values["data"] |= {"streams": self.streams, "max_rejected_fraction": None}
+        values["optim"] |= {
+            "per_worker_batch_size": None,
+            "chunk_size": None,
+            "global_batch_size": self.global_batch_size,
+        }
+        values["workers"] = {"bf16": self.workers.bf16}
+        if self.loss.pca_scope == "local" and self.uses_summaries:
+            values["workers"]["count"] = self.workers.count
+        return {key: value for key, value in values.items() if key not in ("validation", "checkpoints")}
+
+    @property
+    def global_batch_size(self) -> int:
+        """Pairs per step over all workers."""
+        return self.optim.per_worker_batch_size * self.workers.count
+
+    @property
+    def pca_rows(self) -> int:
+        """Rows that principal components are taken of."""
+        return self.global_batch_size if self.loss.pca_scope == "global" else self.optim.per_worker_batch_size

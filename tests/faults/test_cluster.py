@@ -1,0 +1,216 @@
+"""The whole way on a cluster of several machines, over a network, and what it survives of their failures."""
+
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from longclip.checkpoint import new_model, save_checkpoint
+from tests.conftest import ROOT, needs_programs, picture, tiny_config
+from tests.faults.test_training_resume import assert_equal_weights
+from tests.support.cluster import RAY_CLIENT, S3_CLIENT, TOKEN, Cluster, Job
+from tests.support.network import why_no_machines
+
+NO_MACHINES = why_no_machines()
+pytestmark = [
+    pytest.mark.slow,
+    needs_programs("ip", "unshare", "nsenter", "curl", "redis-server", packages="iproute2, curl, redis-server"),
+    pytest.mark.skipif(bool(NO_MACHINES), reason=NO_MACHINES),
+]
+
+ROWS, GLOBAL_BATCH, EPOCHS, EVERY = 96, 16, 10, 10
+STEPS = ROWS // GLOBAL_BATCH * EPOCHS
+CAPTION = "A first sentence. Picture number {} is here. It has many dots."
+OUTAGE_SECONDS = 20
+UPLOAD = "import boto3, sys; boto3.client('s3').upload_file(sys.argv[1], 'data', 'rows.parquet')"
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Machines, with captions and pictures in S3 and an untrained base on the shared disk."""
+    directory = tmp_path_factory.mktemp("cluster")
+    cluster = Cluster(directory)
+    try:
+        cluster.start()
+        rows = [{"id": f"row-{row:03d}", "image": picture(row), "caption": CAPTION.format(row)} for row in range(ROWS)]
+        pq.write_table(pa.Table.from_pylist(rows), directory / "rows.parquet", row_group_size=16)
+        assert not cluster.laptop.run(
+            "python", "-c", UPLOAD, f"{directory}/rows.parquet", environment=S3_CLIENT
+        ).returncode
+        torch.manual_seed(0)
+        save_checkpoint(new_model(tiny_config(context_length=77)), directory / "base", {"origin": "test"})
+        yield cluster
+    finally:
+        cluster.close()
+
+
+@pytest.fixture(scope="module")
+def summarized(cluster: Cluster) -> str:
+    """The rows after prepare and summarize."""
+    clean, summarized = "s3://data/clean", "s3://data/summarized"
+    prepared = cluster.submit("prepare", input="s3://data/rows.parquet", output=clean, source__rows_per_piece=16)
+    assert f"prepare: {ROWS} rows in, {ROWS} out, 0 rejected" in prepared.finish()
+    done = cluster.submit("summarize", input=clean, output=summarized, strategy="[extractive,drop_first]").finish()
+    assert f"summarize: {ROWS} rows in, {ROWS} out, 0 rejected" in done
+    return summarized
+
+
+def train(cluster: Cluster, data: str, output: Path) -> Job:
+    """Start a training with a worker on each of two machines."""
+    return cluster.submit(
+        "finetune",
+        data__train=data,
+        data__shuffle_window=48,
+        model__base=cluster.directory / "base",
+        optim__per_worker_batch_size=GLOBAL_BATCH // 2,
+        optim__epochs=EPOCHS,
+        optim__learning_rate=1e-3,
+        optim__warmup_steps=5,
+        loss__pca_dim=4,
+        workers__count=2,
+        workers__cpus=cluster.TRAINING_CPUS,
+        checkpoints__every_steps=EVERY,
+        log_every_steps=5,
+        output=output,
+    )
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cluster: Cluster, summarized: str) -> Path:
+    """Output of a training that nobody disturbed."""
+    output = cluster.directory / "undisturbed"
+    training = train(cluster, summarized, output)
+    training.finish()
+    assert training.steps() == [*range(5, STEPS + 1, 5)]
+    return output
+
+
+@pytest.fixture(scope="module")
+def served(cluster: Cluster, summarized: str, undisturbed: Path) -> None:
+    """The trained model, registered, and an index of the rows, both deployed on the cluster."""
+    registered = cluster.submit("register", checkpoint=undisturbed / "checkpoint", alias="champion").finish()
+    assert "models:/longclip/1, alias champion, at http://mlflow:5000" in registered
+    embedded = cluster.submit(
+        "embed",
+        data=summarized,
+        model="models:/longclip@champion",
+        cache=cluster.directory / "cache",
+        output="s3://data/index",
+    )
+    assert f"{ROWS} embedded" in embedded.finish()
+    config = (ROOT / "infra" / "serve.yaml").read_text()
+    for name, value in (("proxy_location", "EveryNode"), ("host", "0.0.0.0"), ("index", "s3://data/index")):
+        config = re.sub(rf"^( *{name}): .*$", rf"\1: {value}", config, flags=re.MULTILINE)
+    (cluster.directory / "serve.yaml").write_text(config)
+    deploy(cluster)
+    cluster.laptop.wait_for("curl", "--fail", "http://head:8000/readyz")
+
+
+def deploy(cluster: Cluster) -> None:
+    command = ["serve", "deploy", f"{cluster.directory}/serve.yaml", "--address=http://head:8265"]
+    deployed = cluster.laptop.run(*command, environment=RAY_CLIENT)
+    assert deployed.returncode == 0, deployed.stderr
+
+
+def nearest(cluster: Cluster, node: str = "head") -> str:
+    """The row that a search, asked of a node, finds for the caption of row 7."""
+    query = {"query": {"text": CAPTION.format(7)}, "target": "caption", "top_k": 1}
+    return cluster.ask(f"http://{node}:8000/v1/search", query)["hits"][0]["id"]
+
+
+def checkpoint(output: Path) -> Path:
+    """The first one that a training writes."""
+    return output / ".run" / f"step_{EVERY:07d}"
+
+
+def test_the_cluster_does_nothing_for_whoever_shows_no_token(cluster: Cluster) -> None:
+    refused = cluster.laptop.run("curl", "--silent", "--write-out", "%{http_code}", "http://head:8265/api/jobs/")
+    assert refused.stdout.endswith("401")
+    assert cluster.ask("http://head:8265/api/jobs/", token=TOKEN) is not None
+
+
+def test_a_search_over_what_was_made_on_the_cluster(cluster: Cluster, served: None) -> None:
+    info = cluster.ask("http://head:8000/info")
+    assert (info["model"]["id"], info["model"]["version"]) == ("longclip", "1")
+    assert (info["index"]["count"], info["index"]["checkpoint_id"]) == (ROWS, info["model"]["checkpoint_id"])
+    assert nearest(cluster) == "row-007"
+
+
+def test_a_worker_that_is_powered_off_and_replaced(
+    cluster: Cluster, summarized: str, undisturbed: Path, served: None
+) -> None:
+    output = cluster.directory / "powered-off"
+    kept, lost = sorted(cluster.workers())
+    training = train(cluster, summarized, output)
+    training.wait_for(checkpoint(output))
+    cluster.network.machines[lost].power_off()
+    cluster.add_worker("replacement")
+    training.finish()
+    cluster.wait_for_workers(kept, "replacement")
+    assert_equal_weights(output, undisturbed)
+    cluster.laptop.wait_for("curl", "--fail", "http://head:8000/readyz")
+    assert nearest(cluster) == "row-007"
+    print(f"\n{lost} powered off: {kept} and a new machine trained on, steps {training.steps()}; the search answers")
+
+
+def test_a_worker_that_is_cut_off_and_comes_back(cluster: Cluster, summarized: str, undisturbed: Path) -> None:
+    output = cluster.directory / "cut-off"
+    kept, lost = sorted(cluster.workers())
+    training = train(cluster, summarized, output)
+    training.wait_for(checkpoint(output))
+    cluster.network.unplug(lost)
+    cluster.wait_for_workers(kept)
+    assert training.process.poll() is None, training.output()
+    cluster.network.plug_in(lost)
+    training.finish()
+    cluster.wait_for_workers(kept, lost)
+    assert_equal_weights(output, undisturbed)
+    print(f"\n{lost} cut off until the head gave it up: both trained on, steps {training.steps()}")
+
+
+def test_s3_and_then_mlflow_are_killed_and_come_back(cluster: Cluster, summarized: str, undisturbed: Path) -> None:
+    output = cluster.directory / "outage"
+    training = train(cluster, summarized, output)
+    training.wait_for(output / ".run")  # rows are read next
+    cluster.kill(cluster.s3)
+    time.sleep(OUTAGE_SECONDS)
+    assert training.process.poll() is None, training.output()
+    assert not training.steps(), "rows came from nowhere"
+    cluster.kill(cluster.mlflow)
+    cluster.start_s3()
+    training.wait_for(checkpoint(output))
+    cluster.start_mlflow()
+    printed = training.finish()
+    assert "warning: MLflow does not take metrics, training goes on" in printed
+    assert_equal_weights(output, undisturbed)
+    (run,) = re.findall(r"MLflow run (\w+) at http://mlflow:5000", printed)
+    history = f"http://mlflow:5000/api/2.0/mlflow/metrics/get-history?run_id={run}&metric_key=loss"
+    assert sorted(metric["step"] for metric in cluster.ask(history)["metrics"]) == training.steps()
+    assert training.steps() == [*range(5, STEPS + 1, 5)]
+    print(f"\nS3 gone for {OUTAGE_SECONDS} s, then MLflow: nothing was trained twice, and MLflow has all {STEPS} steps")
+
+
+def test_the_head_is_killed_while_workers_serve(cluster: Cluster, served: None) -> None:
+    """A proxy beside a replica answers without a head; the head that starts again has its cluster from Redis."""
+    worker = next(name for name in cluster.workers() if cluster.ask(f"http://{name}:8000/readyz"))
+    cluster.kill_head()
+    assert not cluster.workers(), "the head answers"
+    answers = 0
+    while not cluster.workers():
+        assert nearest(cluster, worker) == "row-007"
+        answers += 1
+    assert answers
+    cluster.laptop.wait_for("curl", "--fail", "http://head:8000/readyz")
+    assert nearest(cluster) == "row-007"
+    config = (cluster.directory / "serve.yaml").read_text()
+    (cluster.directory / "serve.yaml").write_text(config.replace('revision: ""', "revision: later"))
+    deploy(cluster)
+    found = "serve status --address=http://head:8265 | grep -A1 longclip: | grep RUNNING"
+    cluster.laptop.wait_for("sh", "-c", found, environment=RAY_CLIENT)
+    assert nearest(cluster) == nearest(cluster, worker) == "row-007"
+    print(f"\nhead killed: {worker} gave {answers} answers without it, and the new head deployed again")

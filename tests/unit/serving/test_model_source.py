@@ -1,0 +1,206 @@
+"""Finding the model to serve: directories, and versions and aliases of a real MLflow registry."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlflow
+import pytest
+from mlflow import MlflowClient
+
+from longclip.checkpoint import MANIFEST, Checkpoint, checkpoint_id
+from longclip.errors import CheckpointError, LongClipError
+from longclip.files import file_sha256
+from longclip.index import SearchIndexError
+from serving.app import AppArgs, build
+from serving.model_source import CHECKPOINT_PATH, MANIFEST_TAG, fetch, open_model
+from tests.support.s3_server import free_ports
+from tests.support.scenes_index import change_manifest, write_index
+from tests.support.tampering import TAMPERINGS
+
+PYFUNC = """
+import mlflow
+
+class Embedding(mlflow.pyfunc.PythonModel):
+    def predict(self, context, model_input):
+        raise RuntimeError("serving must not run what lies beside the checkpoint")
+
+mlflow.models.set_model(Embedding())
+"""
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint_dir: Path) -> Iterator[MlflowClient]:
+    """A registry with `longclip` version 1, alias champion; yields the MLflow client."""
+    folder = tmp_path_factory.mktemp("registry")
+    uri = f"sqlite:///{folder}/mlflow.db"
+    checkpoint = Path(shutil.copytree(tiny_checkpoint_dir, folder / "checkpoint"))
+    code = folder / "embedding.py"
+    code.write_text(PYFUNC)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", uri)
+        mlflow.set_tracking_uri(uri)
+        experiment = mlflow.create_experiment("serving", artifact_location=str(folder / "artifacts"))
+        with mlflow.start_run(experiment_id=experiment):
+            logged = mlflow.pyfunc.log_model(
+                name="model",
+                python_model=str(code),
+                artifacts={"checkpoint": str(checkpoint)},
+                pip_requirements=[],
+            )
+        mlflow.register_model(f"models:/{logged.model_id}", "longclip")
+        client = MlflowClient()
+        client.set_registered_model_alias("longclip", "champion", "1")
+        client.set_model_version_tag("longclip", "1", MANIFEST_TAG, file_sha256(checkpoint / MANIFEST))
+        yield client
+    mlflow.set_tracking_uri(None)
+
+
+@pytest.mark.parametrize("model", ["models:/longclip/1", "models:/longclip@champion"])
+def test_a_registered_model_is_pinned_and_fetched(
+    registry: MlflowClient, model: str, tmp_path: Path, tiny_checkpoint_dir: Path
+) -> None:
+    found = open_model(model, str(tmp_path / "cache"))
+    assert (found.location.name, found.version, found.location.uri) == ("longclip", "1", "models:/longclip/1")
+    assert found.checkpoint_id == checkpoint_id(tiny_checkpoint_dir)
+    assert (found.context_length, found.embedding_dim, found.transform.image_size) == (248, 24, 32)
+    directory = fetch(found)
+    assert {file.name for file in directory.iterdir()} == {file.name for file in tiny_checkpoint_dir.iterdir()}
+    assert list((tmp_path / "cache").iterdir()) == [directory], "one download, and nothing half-finished beside it"
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("models:/longclip@nobody", "cannot be found in the registry"),
+        ("models:/longclip/7", "cannot be found in the registry"),
+        ("models:/absent/1", "cannot be found in the registry"),
+        ("models:/longclip", "neither models:/NAME/VERSION nor"),
+        ("models:/longclip/latest", "neither models:/NAME/VERSION nor"),
+        ("models:/@champion", "neither models:/NAME/VERSION nor"),
+    ],
+)
+def test_an_unknown_model_is_refused(registry: MlflowClient, model: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=message) as refused:
+        open_model(model, str(tmp_path))
+    assert "\n" not in str(refused.value)
+
+
+def test_where_no_registry_is_named_none_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match="MLFLOW_TRACKING_URI does not say in which"):
+        open_model("models:/longclip@champion", str(tmp_path / "cache"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_without_a_checkpoint_is_refused(registry: MlflowClient, tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    registry.create_registered_model("bare")
+    registry.create_model_version("bare", str(empty))
+    with pytest.raises(CheckpointError, match="cannot download artifacts/checkpoint of 'models:/bare/1'"):
+        open_model("models:/bare/1", str(tmp_path / "cache"))
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+@pytest.fixture
+def stored(registry: MlflowClient, tmp_path: Path) -> Iterator[Path]:
+    """Where the registry keeps the registered model; put back as it was afterwards."""
+    place = Path(registry.get_model_version_download_uri("longclip", "1").removeprefix("file://"))
+    shutil.copytree(place, tmp_path / "before")
+    yield place
+    shutil.rmtree(place)
+    shutil.copytree(tmp_path / "before", place)
+
+
+@pytest.mark.parametrize("reason", TAMPERINGS)
+def test_a_version_that_was_tampered_with_is_refused(stored: Path, tmp_path: Path, reason: str) -> None:
+    found = open_model("models:/longclip/1", str(tmp_path / "builder"))
+    TAMPERINGS[reason](stored / CHECKPOINT_PATH)
+    with pytest.raises(CheckpointError, match=reason):
+        open_model("models:/longclip/1", str(tmp_path / "cache"))
+    assert list((tmp_path / "cache").iterdir()) == [], "what was refused is not kept"
+    TAMPERINGS[reason](fetch(found))
+    with pytest.raises(CheckpointError, match=reason):
+        fetch(found)
+
+
+def test_code_that_lies_beside_a_checkpoint_is_not_run(stored: Path, tmp_path: Path) -> None:
+    """MLflow itself would import the loader that an `MLmodel` names, whatever it forbids to unpickle."""
+    canary = tmp_path / "canary"
+    code = f"import pathlib\npathlib.Path({str(canary)!r}).touch()\n"
+    (stored / "code").mkdir()
+    (stored / "code" / "loader.py").write_text(code)
+    (stored / "MLmodel").write_text("flavors:\n  python_function:\n    loader_module: loader\n    code: code\n")
+    for file in stored.glob("*.py"):
+        file.write_text(code)
+    open_model("models:/longclip/1", str(tmp_path / "cache"))
+    assert not canary.exists()
+    assert not list((tmp_path / "cache").rglob("*.py"))
+
+
+def test_what_was_fetched_once_needs_no_registry_any_more(
+    registry: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A replica that starts anew while the registry is down takes what its node has; a build says what is missing."""
+    found = open_model("models:/longclip@champion", str(tmp_path / "cache"))
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    mlflow.set_tracking_uri(None)  # which forgets what the environment says, too
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_ports(1)[0]}")
+    assert checkpoint_id(fetch(found)) == found.checkpoint_id
+    with pytest.raises(CheckpointError, match=r"cannot be found in the registry \(MLFLOW_TRACKING_URI\)") as refused:
+        open_model("models:/longclip@champion", str(tmp_path / "cache"))
+    assert "\n" not in str(refused.value)
+
+
+def test_the_application_is_built_from_the_registry(
+    registry: MlflowClient, tmp_path: Path, tiny_checkpoint: Checkpoint, tiny_checkpoint_dir: Path
+) -> None:
+    index = write_index(tmp_path / "index", tiny_checkpoint, tiny_checkpoint_dir, count=2)
+    build(AppArgs(model="models:/longclip@champion", index=str(index), cache=str(tmp_path / "cache")))
+    change_manifest(index / "published" / "000001", checkpoint_id="0" * 16)
+    with pytest.raises(SearchIndexError, match="was made with checkpoint 0000"):
+        build(AppArgs(model="models:/longclip@champion", index=str(index), cache=str(tmp_path / "cache")))
+
+
+def test_a_directory_needs_no_registry(tiny_checkpoint_dir: Path, tmp_path: Path) -> None:
+    found = open_model(str(tiny_checkpoint_dir), str(tmp_path / "cache"))
+    assert (found.location.name, found.version) == ("tiny", checkpoint_id(tiny_checkpoint_dir))
+    assert fetch(found) == tiny_checkpoint_dir
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_checkpoint_that_changed_is_refused(tiny_checkpoint_dir: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(tiny_checkpoint_dir, tmp_path / "copy"))
+    found = open_model(str(copy), str(tmp_path))
+    with open(copy / "model.safetensors", "r+b") as weights:
+        weights.seek(-1, 2)
+        weights.write(b"\x7f")
+    with pytest.raises(CheckpointError, match="deploy again"):
+        fetch(found)
+
+
+def test_a_missing_model_or_index_is_one_clear_line(tiny_checkpoint_dir: Path, tmp_path: Path) -> None:
+    for args in (
+        AppArgs(model=str(tmp_path / "nothing")),
+        AppArgs(model=str(tiny_checkpoint_dir), index=str(tmp_path / "nothing")),
+    ):
+        with pytest.raises(LongClipError, match="nothing") as refused:
+            build(args)
+        assert "\n" not in str(refused.value)
+
+
+def test_a_damaged_index_is_refused_by_the_builder(
+    tiny_checkpoint: Checkpoint, tiny_checkpoint_dir: Path, tmp_path: Path
+) -> None:
+    index = write_index(tmp_path / "index", tiny_checkpoint, tiny_checkpoint_dir, count=2)
+    (index / "published" / "000001" / "0000" / "items.arrow").write_bytes(b"")
+    with pytest.raises(SearchIndexError, match=r"sha256 of items\.arrow"):
+        build(AppArgs(model=str(tiny_checkpoint_dir), index=str(index)))
+
+
+def test_unknown_arguments_are_refused(tiny_checkpoint_dir: Path) -> None:
+    with pytest.raises(ValueError, match="modle"):
+        AppArgs.model_validate({"modle": str(tiny_checkpoint_dir)})
