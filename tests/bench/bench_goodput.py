@@ -40,7 +40,6 @@ from ray.train.torch import TorchTrainer
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
 
-from bench_train_step import LENGTH, texts
 from harness import arguments, report
 from longclip.images import ImageTransform
 from longclip.tokenizer import TokenBatch
@@ -48,6 +47,7 @@ from longclip.training.loss import LossConfig
 from longclip.training.step import ImageTextBatch, PairEncoder, backward, clamp_logit_scale, parameter_groups
 from pipelines.common.entry import connect
 from pipelines.finetune import DATA_CPUS
+from step_rivals import LENGTH, texts
 
 SIDE, BATCH, DISTINCT, REPORT_EVERY = 56, 16, 8, 10
 CLOCKS = ("seconds", "busy")

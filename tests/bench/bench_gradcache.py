@@ -21,11 +21,11 @@ from typing import Any
 import torch
 from transformers import CLIPConfig, CLIPModel
 
-from bench_train_step import LENGTH, batch_of
 from harness import arguments, report
 from longclip.images import ImageTransform
 from longclip.training.loss import LossConfig
 from longclip.training.step import PairEncoder, backward
+from step_rivals import LENGTH, batch_of
 
 
 def memory(field: str) -> float:

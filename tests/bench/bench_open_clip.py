@@ -26,13 +26,13 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import CLIPModel
 
-from bench_train_step import LENGTH, SIZES, batch_of, build, fresh
 from harness import alternating, arguments, report
 from longclip.images import ImageTransform
 from longclip.tokenizer import TokenBatch
 from longclip.training.loss import LossConfig, long_clip_losses
 from longclip.training.step import ImageTextBatch, PairEncoder, backward
 from longclip.weights.state_dicts import to_huggingface, to_openai
+from step_rivals import LENGTH, SHAPES, batch_of, build, fresh
 
 
 def import_open_clip() -> Any:
@@ -107,7 +107,7 @@ def main() -> None:
     """Compare, measure, report."""
     options = arguments(
         __doc__,
-        model={"choices": list(SIZES), "default": "B/32"},
+        model={"choices": list(SHAPES), "default": "B/32"},
         batch={"type": int, "default": None, "help": "pairs (default: 32; 6 with --quick)"},
     )
     open_clip = import_open_clip()
@@ -118,8 +118,8 @@ def main() -> None:
     rival = rival_of(model, open_clip)
     encoder = PairEncoder(model, ImageTransform(224))
     steps = {
-        "open_clip": partial(fresh, OpenClip(rival, batch, loss), rival, "cpu"),
-        "ours": partial(fresh, lambda: backward(encoder, batch, loss)["loss"], model, "cpu"),
+        "open_clip": partial(fresh, OpenClip(rival, batch, loss), rival),
+        "ours": partial(fresh, lambda: backward(encoder, batch, loss)["loss"], model),
     }
     losses = {name: step() for name, step in steps.items()}
     theirs, ours = gradient(rival), gradient(model)
