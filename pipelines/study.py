@@ -26,7 +26,7 @@ from typing import Any, Self
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from longclip.files import whole_directory
-from longclip.text.sentences import Strategy
+from longclip.text.summaries import Strategy
 from pipelines import benchmark, finetune, sample_data, summarize
 from pipelines.common.entry import Progress, connect, run_entry
 from pipelines.common.settings import Settings, claim_directory, load_settings, storage_path

@@ -1,22 +1,54 @@
-"""Hard negatives in the late part of a caption: an attribute that is wrong, where a model of 77 tokens cannot see it.
+"""Captions changed on purpose, to measure what a model reads of them.
 
-A model that only collects words finds an image by its late words, and still does not know which thing is red and which
-is blue. So two kinds of wrong captions are made, after SugarCrepe (arXiv 2306.14610) and ARO (arXiv 2210.01936):
-`replaced` puts another word of the same family in a word's place, `exchanged` lets two words of a family change places,
-which leaves the words of the caption the same.
+`CHANGES` are applied to whole captions: shuffled sentences, a dropped first sentence, dropped words.
+
+Hard negatives have a wrong attribute in the late part of a caption, where a model of 77 tokens cannot see it. A model
+that only collects words finds an image by its late words and still does not know which object is red and which is blue.
+There are two kinds, after SugarCrepe (arXiv 2306.14610) and ARO (arXiv 2210.01936): `replaced` replaces a word with
+another one of the same family; `exchanged` swaps two words of a family, which keeps the caption's bag of words.
 """
 
 import random
 import re
 from collections.abc import Callable
 from itertools import combinations
+from typing import TYPE_CHECKING
 
-from transformers import CLIPTokenizer
+from longclip.constants import CLIP_CONTEXT_LENGTH, LONG_CLIP_CONTEXT_LENGTH
+from longclip.text.sentences import split_sentences
+from longclip.text.summaries import Summarizer, drawn_by, drop_first
 
-from longclip.text.sentences import drawn_by
+if TYPE_CHECKING:  # transformers takes seconds to import, and only the tokenizer's type is needed
+    from transformers import CLIPTokenizer
 
-FROM_TOKEN, TO_TOKEN = 77, 248
-"""Attributes are changed behind what CLIP reads, and within what Long-CLIP reads; start and end token included."""
+
+def shuffle_sentences(caption: str, key: str) -> str:
+    """All sentences in a random order that the key seeds."""
+    sentences = split_sentences(caption)
+    drawn_by(caption, key).shuffle(sentences)
+    return " ".join(sentences)
+
+
+def drop_words(caption: str, key: str, share: float = 0.5) -> str:
+    """The caption without a random share (0 to 1) of its words, seeded by the key; at least one is kept."""
+    kept = caption.split()
+    count = max(1, round(len(kept) * (1 - share)))
+    return " ".join(kept[place] for place in sorted(drawn_by(caption, key).sample(range(len(kept)), count)))
+
+
+_CHANGES: dict[str, Summarizer] = {
+    "sentences_shuffled": shuffle_sentences,
+    "first_sentence_dropped": drop_first,
+    "half_of_words_dropped": drop_words,
+}
+CHANGES: tuple[str, ...] = tuple(_CHANGES)
+"""Names of the changes to whole captions."""
+
+
+def changer(name: str) -> Summarizer:
+    """The change with this name, one of `CHANGES`; raises `KeyError` for any other."""
+    return _CHANGES[name]
+
 
 FAMILIES: dict[str, tuple[str, ...]] = {
     "colour": ("red", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white", "grey", "beige"),
@@ -29,10 +61,10 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "material": ("wooden", "metal", "plastic", "leather", "concrete", "brick"),
     "pattern": ("striped", "plain", "checkered", "dotted", "floral"),
 }
-"""Words that may stand in each other's place. Left out is what needs another grammar ("one", "orange")."""
+"""Words that can replace each other. Words that would need different grammar ("one", "orange") are left out."""
 
 _FAMILY_OF = {word: family for family, members in FAMILIES.items() for word in members}
-# "Right below it" and "wearing a top" are no places: words with other meanings count behind certain words only.
+# In "right below it" and "wearing a top" these words are not positions: ambiguous words count only after certain words.
 _PLACED = "|".join(
     rf"(?<=\b{before} )" for before in ("the", "top", "bottom", "upper", "lower", "far", "its", "their", "your")
 )
@@ -40,39 +72,39 @@ _AMBIGUOUS = ("right", "left", "top", "bottom")
 _WORDS = "|".join(word for word in _FAMILY_OF if word not in _AMBIGUOUS)
 _MENTION = re.compile(rf"\b(?:{_WORDS}|(?:{_PLACED})(?:{'|'.join(_AMBIGUOUS)}))\b", re.IGNORECASE)
 _LISTED = re.compile(r"[\s,/-]*(?:\b(?:and|or)\b[\s,]*)?(?:\b(?:the|an?)\b\s*)?", re.IGNORECASE)
-"""Between words that are listed: in "on the left and the right" they may change places, and nothing is wrong."""
+"""Text between listed words: swapping them, as in "on the left and the right", does not change the meaning."""
 
 
-def hard_negative(kind: str, caption: str, key: str, tokenizer: CLIPTokenizer) -> str | None:
-    """A caption with wrong attributes behind token 77, drawn by the key.
+def hard_negative(kind: str, caption: str, key: str, tokenizer: "CLIPTokenizer") -> str | None:
+    """A caption with a wrong attribute after token 77; the key seeds which one.
 
     Args:
         kind: one of `KINDS`.
-        caption: the right one.
+        caption: the correct caption.
         key: the same key gives the same result.
         tokenizer: a CLIP tokenizer.
 
     Returns:
-        None where there is no such attribute.
+        The changed caption, or None if there is no attribute to change.
 
     Raises:
-        KeyError: there is no such kind.
+        KeyError: the kind is unknown.
     """
     make = _KINDS[kind]
     start, end = late_part(caption, tokenizer)
-    mentions = [found for found in _MENTION.finditer(caption) if start <= found.start() and found.end() <= end]
+    mentions = [match for match in _MENTION.finditer(caption) if start <= match.start() and match.end() <= end]
     return make(caption, mentions, drawn_by(caption, key))
 
 
-def late_part(caption: str, tokenizer: CLIPTokenizer) -> tuple[int, int]:
-    """First character that a model of 77 tokens does not read, and the end of what one of 248 tokens does."""
+def late_part(caption: str, tokenizer: "CLIPTokenizer") -> tuple[int, int]:
+    """Start and end, in characters, of the text that a model of 248 tokens reads and one of 77 tokens does not."""
     offsets = tokenizer.backend_tokenizer.encode(caption).offsets
 
     def cut(tokens: int) -> int:
-        # The end token takes the last place: of 77 tokens the first 76 are read.
+        # The end token takes the last position: of 77 tokens the first 76 are read.
         return offsets[tokens - 1][0] if len(offsets) > tokens else len(caption)
 
-    return cut(FROM_TOKEN), cut(TO_TOKEN)
+    return cut(CLIP_CONTEXT_LENGTH), cut(LONG_CLIP_CONTEXT_LENGTH)
 
 
 def _replaced(caption: str, mentions: list[re.Match[str]], draw: random.Random) -> str | None:
@@ -99,7 +131,7 @@ def _exchanged(caption: str, mentions: list[re.Match[str]], draw: random.Random)
 
 
 def _with_words(caption: str, changes: list[tuple[re.Match[str], str]]) -> str:
-    for mention, word in reversed(changes):  # from behind, so that places stay right
+    for mention, word in reversed(changes):  # from the end, so that earlier offsets stay valid
         word = word.capitalize() if mention.group()[0].isupper() else word.lower()
         caption = caption[: mention.start()] + word + caption[mention.end() :]
     return caption

@@ -1,22 +1,7 @@
-"""Sentences of a caption, and summaries that need no model.
+"""Sentences and words of a caption."""
 
-A summary strategy takes a caption and a key (usually the row's id) and returns a short text. Strategies that draw at
-random are seeded by the key, so a rerun on any number of workers gives the same summaries.
-"""
-
-import hashlib
-import math
-import random
 import re
-from collections import Counter
-from collections.abc import Callable, Sequence
-from typing import Literal, get_args
-
-Strategy = Literal["first_sentence", "extractive", "drop_first", "random_sentences"]
-Summarizer = Callable[[str, str], str]
-"""(caption, key) -> summary."""
-
-STRATEGIES: tuple[str, ...] = get_args(Strategy)
+from collections.abc import Sequence
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[\"'(\[]?[A-Z0-9])")
 _ABBREVIATION = re.compile(r"\b(?:Mr|Mrs|Ms|Dr|St|No|vs|etc|e\.g|i\.e|approx|[A-Z])\.$")
@@ -32,13 +17,13 @@ _STOP_WORDS = frozenset(
 
 
 def caption_text(cell: str | Sequence[str | None] | None) -> str:
-    """The text that the caption cell of a row stands for.
+    """The text of a row's caption cell.
 
-    Several captions of one image become one paragraph in which each is a sentence of its own, so that every strategy
-    works on them; the most central sentence is then the most central caption.
+    Several captions of one image become one paragraph in which each caption is a sentence, so that every summary
+    strategy works on them: the most central sentence is then the most central caption.
 
     Args:
-        cell: one caption, which stays as it is, several, or none.
+        cell: one caption, which is returned unchanged; several; or none, which gives "".
     """
     if cell is None or isinstance(cell, str):
         return cell or ""
@@ -48,7 +33,7 @@ def caption_text(cell: str | Sequence[str | None] | None) -> str:
 
 
 def _as_sentence(caption: str) -> str:
-    """A caption as `split_sentences` sees one: with a capital in front and a full stop behind, if it has none."""
+    """The caption as one sentence for `split_sentences`: starts with a capital and ends with a full stop."""
     caption = _FIRST_LETTER.sub(lambda letter: letter.group().upper(), caption, count=1)
     return caption if _ENDED.search(caption) else f"{caption.rstrip(',;:')}."
 
@@ -72,84 +57,3 @@ def words(text: str) -> list[str]:
 def content_words(text: str) -> list[str]:
     """Lower-case words of a text without the function words."""
     return [word for word in words(text) if word not in _STOP_WORDS]
-
-
-def first_sentence(caption: str, key: str) -> str:
-    """Everything before the first ". ", exactly as the official training code cuts it."""
-    return caption.split(". ")[0]
-
-
-def extractive(caption: str, key: str) -> str:
-    """The sentence whose content words lie nearest (cosine) to those of the whole caption; the earlier one in a tie."""
-    sentences = split_sentences(caption)
-    if len(sentences) < 2:
-        return caption.strip()
-    whole = Counter(content_words(caption))
-
-    def centrality(sentence: str) -> float:
-        own = Counter(content_words(sentence))
-        norm = math.sqrt(sum(count * count for count in own.values()))
-        return sum(count * whole[word] for word, count in own.items()) / norm if norm else 0.0
-
-    return max(sentences, key=centrality)
-
-
-def drop_first(caption: str, key: str) -> str:
-    """The caption without its first sentence: training on it keeps the first sentence from being a shortcut."""
-    sentences = split_sentences(caption)
-    return " ".join(sentences[1:]) or caption.strip()
-
-
-def random_sentences(caption: str, key: str, count: int = 2) -> str:
-    """`count` sentences drawn by the key, in the caption's order."""
-    sentences = split_sentences(caption)
-    if len(sentences) <= count:
-        return caption.strip()
-    chosen = sorted(drawn_by(caption, key).sample(range(len(sentences)), count))
-    return " ".join(sentences[index] for index in chosen)
-
-
-def shuffle_sentences(caption: str, key: str) -> str:
-    """All sentences in an order drawn by the key."""
-    sentences = split_sentences(caption)
-    drawn_by(caption, key).shuffle(sentences)
-    return " ".join(sentences)
-
-
-def drop_words(caption: str, key: str, share: float = 0.5) -> str:
-    """The caption without a share of its words, drawn by the key; one is kept at least."""
-    kept = caption.split()
-    count = max(1, round(len(kept) * (1 - share)))
-    return " ".join(kept[place] for place in sorted(drawn_by(caption, key).sample(range(len(kept)), count)))
-
-
-def drawn_by(caption: str, key: str) -> random.Random:
-    """A source of chance that depends on a caption and a key alone."""
-    return random.Random(hashlib.sha256(f"{key}\0{caption}".encode()).digest())
-
-
-_SUMMARIZERS: dict[str, Summarizer] = {
-    "first_sentence": first_sentence,
-    "extractive": extractive,
-    "drop_first": drop_first,
-    "random_sentences": random_sentences,
-}
-
-
-def summarizer(strategy: str) -> Summarizer:
-    """The summarizer of a strategy's name; `KeyError` for any other."""
-    return _SUMMARIZERS[strategy]
-
-
-_CHANGES: dict[str, Summarizer] = {
-    "sentences_shuffled": shuffle_sentences,
-    "first_sentence_dropped": drop_first,
-    "half_of_words_dropped": drop_words,
-}
-CHANGES: tuple[str, ...] = tuple(_CHANGES)
-"""Names of what can be done to a caption to see what a model reads of it."""
-
-
-def changer(name: str) -> Summarizer:
-    """The change of a name in `CHANGES`; `KeyError` for any other."""
-    return _CHANGES[name]

@@ -1,13 +1,14 @@
-"""What is wrong with a summary that a model wrote: checks against its caption that need no model.
+"""Checks of generated summaries against their captions; they need no model.
 
-A language model that is asked for a summary sometimes repeats the caption, talks about its task, or tells of things
-that the caption does not. Such a text would teach the image tower something false.
+A language model that is asked for a summary sometimes repeats the caption, talks about its task, or mentions things
+that are not in the caption. Such a text would teach the image tower something false.
 """
 
 import re
 from collections import Counter
 from typing import Literal
 
+from longclip.constants import CLIP_CONTEXT_LENGTH
 from longclip.text.sentences import content_words, split_sentences, words
 
 Problem = Literal["empty", "too_short", "too_long", "copy", "ungrounded"]
@@ -50,20 +51,20 @@ _FRAMING = frozenset(
         "shows",
     ]
 )
-"""Words about the image as such; a summary may use them whether the caption does or not."""
+"""Words about the image as such; a summary may use them even if the caption does not."""
 
 _IRREGULAR = {"children": "child", "feet": "foot", "men": "man", "people": "person", "women": "woman"}
 
 
 def clean_summary(text: str) -> str:
-    """A model's answer without what is no part of the summary: extra space, thoughts, a label, quotes around it."""
+    """A model's answer without what is not part of the summary: extra space, thoughts, a label, surrounding quotes."""
     summary = " ".join(_THOUGHTS.sub(" ", text).split())
     while True:
         bare = _LABEL.sub("", summary)
         for opening, closing in _QUOTES:
             inner = bare[len(opening) : -len(closing)].strip()
             quoted = bare.startswith(opening) and bare.endswith(closing) and inner
-            # Two quotations, or an apostrophe between single quotes, are no quotes around the whole.
+            # Two quotations, or an apostrophe between single quotes, do not quote the whole text.
             if quoted and opening not in inner and closing not in inner:
                 bare = inner
         if bare == summary:
@@ -76,21 +77,21 @@ def summary_problem(
     caption: str,
     tokens: int,
     *,
-    max_tokens: int = 77,
+    max_tokens: int = CLIP_CONTEXT_LENGTH,
     min_words: int = 3,
     max_copied: float = 0.9,
     max_unsupported: float = 0.2,
 ) -> Problem | None:
-    """The first reason for which a summary cannot stand for its caption, or None.
+    """The first reason to reject a summary of a caption, or None.
 
     Args:
         summary: cleaned text.
         caption: what it summarizes.
         tokens: CLIP tokens of the summary, start and end included.
-        max_tokens: above it, the summary is `too_long`.
-        min_words: below it, `too_short`; a caption that has fewer words itself asks for no more than it has.
-        max_copied: share of the words of a caption of several sentences; from it on, the summary is a `copy`.
-        max_unsupported: share of the summary's content words that the caption lacks; above it, it is `ungrounded`.
+        max_tokens: a longer summary is `too_long`.
+        min_words: a summary of fewer words is `too_short`, unless it has as many as its caption.
+        max_copied: a summary with at least this share of the words of a caption of several sentences is a `copy`.
+        max_unsupported: a summary with a larger share of content words that its caption lacks is `ungrounded`.
     """
     summary_words, caption_words = words(summary), words(caption)
     if not summary_words:
@@ -106,16 +107,16 @@ def summary_problem(
 
 
 def unsupported(summary: str, caption: str) -> float:
-    """Share of the summary's different content words that the caption has in no form; 0 where it has no such words."""
-    own = _stems(summary) - {stem(word) for word in _FRAMING}
-    return len(own - _stems(caption)) / len(own) if own else 0.0
+    """Share of the summary's distinct content words that the caption has in no form; 0 if it has no content words."""
+    stems = _stems(summary) - {stem(word) for word in _FRAMING}
+    return len(stems - _stems(caption)) / len(stems) if stems else 0.0
 
 
 def stem(word: str) -> str:
-    """What the forms of a lower-case English word share, roughly: without plural, -ing, -ed and what they change.
+    """The stem of a lower-case English word, roughly: without plural, -ing and -ed endings.
 
-    Two words are only ever compared with each other, so a stem need not be a word: `dishes` and `dish` are both `dish`,
-    `riding` and `ride` are both `rid`.
+    Stems are only compared with each other and need not be words: `dishes` and `dish` are both `dish`, `riding` and
+    `ride` are both `rid`.
     """
     word = _IRREGULAR.get(word, word.removesuffix("'s"))
     if word.endswith("ies") and len(word) > 4:

@@ -14,7 +14,7 @@ from ray.data import ActorPoolStrategy, Dataset
 from longclip.checkpoint import Checkpoint, load_checkpoint
 from longclip.encode import encode_image, encode_text, unit
 from longclip.errors import CheckpointError
-from longclip.text.sentences import changer
+from longclip.text.perturbations import changer
 from longclip.tokenizer import tokenize
 from pipelines.common.model_inputs import ModelInputs, cell_texts
 from pipelines.common.rejected_rows import Columns
@@ -45,7 +45,7 @@ class Reading:
     context_length: int | None = None
     """Most tokens that are read, start and end token included; as many as the model reads where None."""
     change: str | None = None
-    """What is done to the texts before (see `longclip.text.sentences.changer`)."""
+    """What is done to the texts before (see `longclip.text.perturbations.changer`)."""
 
 
 def embed_dataset(

@@ -15,11 +15,11 @@ from ray.data import Dataset
 from upath import UPath
 
 from longclip.checkpoint import load_checkpoint
+from longclip.constants import LONG_CLIP_CONTEXT_LENGTH
 from longclip.errors import DataError
 from longclip.evaluation.metrics import RECALL_AT, Ranks, classification_ranks, retrieval_ranks
 from longclip.evaluation.significance import Comparison, compare_paired, mean_interval
-from longclip.text.perturbations import KINDS, TO_TOKEN, hard_negative
-from longclip.text.sentences import CHANGES
+from longclip.text.perturbations import CHANGES, KINDS, hard_negative
 from longclip.tokenizer import load_tokenizer
 from longclip.zero_shot import class_embeddings
 from pipelines.common.embedding import Reading, embed_dataset
@@ -255,7 +255,7 @@ def source_dataset(
 
 
 def _negative(kind: str, row: str, number: int, caption: str) -> str:
-    return hard_negative(kind, caption, f"{row}#{number}", load_tokenizer(None, TO_TOKEN)) or caption
+    return hard_negative(kind, caption, f"{row}#{number}", load_tokenizer(None, LONG_CLIP_CONTEXT_LENGTH)) or caption
 
 
 def _choices(images: torch.Tensor, rows: list[dict[str, Any]], kind: str) -> Choices:

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from longclip.evaluation.significance import compare_paired
-from longclip.text.sentences import CHANGES
+from longclip.text.perturbations import CHANGES
 from pipelines.evaluation.measuring import CUTS, Answers, Measured, compare
 from pipelines.evaluation.tasks import Task
 

@@ -18,7 +18,8 @@ from longclip.encode import encode_image, encode_text
 from longclip.errors import DataError
 from longclip.evaluation.metrics import classification_ranks, retrieval_figures, retrieval_ranks
 from longclip.text.perturbations import KINDS, hard_negative
-from longclip.text.sentences import drop_first, split_sentences
+from longclip.text.sentences import split_sentences
+from longclip.text.summaries import drop_first
 from longclip.tokenizer import tokenize
 from longclip.zero_shot import class_embeddings
 from pipelines import benchmark

@@ -11,7 +11,8 @@ import pytest
 from ray.data import Dataset
 from upath import UPath
 
-from longclip.text.sentences import extractive, split_sentences
+from longclip.text.sentences import split_sentences
+from longclip.text.summaries import extractive
 from pipelines import summarize
 from pipelines.common.entry import Progress, run_entry
 from pipelines.common.parquet_set import open_parquet

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Protocol
 
-from longclip.text import sentences as model_free
+from longclip.text import summaries as model_free
 from longclip.text.summary_checks import clean_summary, summary_problem
 from longclip.tokenizer import count_tokens, load_tokenizer
 from pipelines.data.summaries.early_checks import check_strategies
@@ -47,7 +47,7 @@ class Summarizer(Protocol):
 
 
 class OneByOne:
-    """A summarizer of `longclip.text.sentences`."""
+    """A summarizer of `longclip.text.summaries`."""
 
     def __init__(self, strategy: str) -> None:
         self.summarize = model_free.summarizer(strategy)

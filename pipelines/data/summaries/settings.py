@@ -5,10 +5,10 @@ from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from longclip.text import sentences as captions
+from longclip.text import summaries as model_free
 from pipelines.common.settings import Settings
 
-ModelFree = captions.Strategy
+ModelFree = model_free.Strategy
 Generated = Literal["seq2seq", "chat", "vllm", "endpoint"]
 Strategy = Literal[ModelFree, "extractive_embedding", Generated]
 

@@ -1,12 +1,12 @@
-"""Hard negatives: what is changed, where, and what is left alone."""
+"""Changed captions and hard negatives: what is changed, where, and what is left alone."""
 
 import re
 from collections import Counter
 
 import pytest
 
-from longclip.text.perturbations import FAMILIES, KINDS, hard_negative, late_part
-from longclip.text.sentences import words
+from longclip.text.perturbations import FAMILIES, KINDS, changer, hard_negative, late_part
+from longclip.text.sentences import split_sentences, words
 from longclip.tokenizer import build_tokenizer, count_tokens
 
 TOKENIZER = build_tokenizer(248)
@@ -74,3 +74,18 @@ def test_the_late_part_is_what_77_tokens_leave_out_and_248_do_not() -> None:
         tokens = count_tokens(TOKENIZER, [caption])[0]
         assert len(re.findall("cat", caption[:start])) == min(count, 75 if tokens > 77 else count)
         assert len(re.findall("cat", caption[:end])) == min(count, 246 if tokens > 248 else count)
+
+
+def test_changes_keep_what_they_say() -> None:
+    caption = " ".join(f"Sentence {number} stands here." for number in range(20))
+    shuffled = changer("sentences_shuffled")(caption, "a")
+    assert sorted(split_sentences(shuffled)) == sorted(split_sentences(caption))
+    assert shuffled != caption
+    assert shuffled == changer("sentences_shuffled")(caption, "a")
+    assert shuffled != changer("sentences_shuffled")(caption, "b")
+    halved = changer("half_of_words_dropped")(caption, "a").split()
+    assert len(halved) == len(caption.split()) // 2
+    rest = iter(caption.split())
+    assert all(word in rest for word in halved), "the words that are left keep their order"
+    assert changer("half_of_words_dropped")("word", "a") == "word"
+    assert changer("first_sentence_dropped")(caption, "a") == caption.partition(" stands here. ")[2]

@@ -10,7 +10,8 @@ import torch
 import transformers
 
 from longclip.errors import CheckpointError, ConfigError
-from longclip.text.sentences import extractive, split_sentences
+from longclip.text.sentences import split_sentences
+from longclip.text.summaries import extractive
 from pipelines.common.settings import describe, dump, load_settings
 from pipelines.data import summaries as summarizers
 from pipelines.data.summaries import (

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from longclip.evaluation.metrics import Ranks
-from longclip.text.sentences import CHANGES
+from longclip.text.perturbations import CHANGES
 from pipelines.evaluation.measuring import CUTS, WHOLE, Answers, Measured
 from pipelines.evaluation.report import render_markdown
 from pipelines.evaluation.results import published, task_result
