@@ -14,13 +14,16 @@ from torch import Tensor
 from transformers import AutoConfig, CLIPConfig, CLIPModel, CLIPTokenizer
 
 from longclip.errors import CheckpointError, one_line
-from longclip.files import file_sha256, whole_directory
+from longclip.files import MANIFEST, file_sha256, whole_directory
 from longclip.images import CLIP_MEAN, CLIP_STD, ImageTransform
 from longclip.tokenizer import build_tokenizer
-from longclip.weights.state_dicts import SIGLIP_REASON
 
-MANIFEST = "longclip.json"
 MANIFEST_VERSION = 1
+
+SIGLIP_REASON = (
+    "a SigLIP model is not a CLIP model: its text tower attends in both directions and is read at the last of a fixed"
+    " number of padded positions, not at the end token, so more positions change the meaning of every text"
+)
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,16 @@
-"""What the library's commands share: one line on standard error and an exit status for what a user can mend."""
+"""What the library's commands share: one line on standard error, and an exit status, for errors that a user can fix."""
 
 import sys
 from collections.abc import Callable
-
-from transformers.utils import logging as transformers_logging
 
 from longclip.errors import LongClipError
 
 
 def run_command(command: Callable[[], str]) -> int:
     """Run a command and print the summary that it returns; returns the exit status."""
-    transformers_logging.disable_progress_bar()
+    from transformers.utils import logging  # only now: `--help` must not wait for it
+
+    logging.disable_progress_bar()
     try:
         print(command())
     except LongClipError as error:

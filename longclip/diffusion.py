@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from longclip.checkpoint import Checkpoint
-from longclip.convert import convert_checkpoint
 from longclip.errors import CheckpointError, ConfigError
 from longclip.stretch import stretch_positions
 from longclip.tokenizer import count_tokens
+from longclip.weights.reading import convert_checkpoint
 
 TextEncoder: TypeAlias = CLIPTextModel | CLIPTextModelWithProjection
 

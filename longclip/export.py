@@ -2,8 +2,8 @@
 
     python -m longclip.export var/demo/finetuned/checkpoint --to open_clip exported/open_clip
 
-The way back is `python -m longclip.convert`. Software built on transformers needs no export: a checkpoint directory is
-its format.
+`python -m longclip.convert` reads all of these formats back. Software built on transformers needs no export: a
+checkpoint directory is its format.
 """
 
 import argparse
@@ -11,28 +11,30 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from longclip.checkpoint import Checkpoint
 from longclip.command_line import run_command
-from longclip.convert import read_source
 from longclip.errors import CheckpointError, ConfigError
 from longclip.files import whole_directory, whole_file
 from longclip.weights.formats import FORMATS
 
+if TYPE_CHECKING:
+    from longclip.checkpoint import Checkpoint
 
-def export_checkpoint(checkpoint: Checkpoint, format_name: str, destination: str | Path) -> str:
-    """Write a CLIP in another format, aside first and then under its name in one rename.
+
+def export_checkpoint(checkpoint: "Checkpoint", format_name: str, destination: str | Path) -> str:
+    """Write a CLIP in another format, to a temporary path that one rename publishes.
 
     Args:
         checkpoint: what to write.
-        format_name: one of `longclip.weights.FORMATS`.
-        destination: file or directory, as the format has it; nothing may be there.
+        format_name: one of `longclip.weights.formats.FORMATS`.
+        destination: file or directory, depending on the format; must not exist.
 
     Returns:
-        How the result is loaded.
+        How to load the result.
 
     Raises:
-        ConfigError: the format is unknown, or something is at the destination.
+        ConfigError: the format is unknown, or the destination exists.
         CheckpointError: the format cannot hold this model.
     """
     if format_name not in FORMATS:
@@ -40,8 +42,8 @@ def export_checkpoint(checkpoint: Checkpoint, format_name: str, destination: str
     _require_free(destination)
     chosen = FORMATS[format_name]
     try:
-        with (whole_directory if chosen.is_directory else whole_file)(destination) as aside:
-            usage = chosen.write(checkpoint, aside)
+        with (whole_directory if chosen.is_directory else whole_file)(destination) as temporary:
+            usage = chosen.write(checkpoint, temporary)
     except CheckpointError as error:
         raise CheckpointError(f"format '{format_name}': {error}") from error
     return usage.format(path=destination)
@@ -60,6 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> str:
+    from longclip.weights.reading import read_source
+
     started = time.perf_counter()
     _require_free(options.destination)
     conversion = read_source(options.checkpoint)
@@ -87,14 +91,14 @@ examples:
   python -m longclip.export var/demo/finetuned/checkpoint --to open_clip exported/open_clip
   python -m longclip.export checkpoints/longclip-b --to long-clip exported/longclip-B.pt
 
-exit status: 0 done, 2 wrong option or destination, 4 checkpoint cannot be used or is nothing that the format can hold,
-1 anything else. The way back is `python -m longclip.convert`, which recognises all of them.
+exit status: 0 success, 2 wrong option or destination, 4 unusable checkpoint, or one that the format cannot hold, 1 any
+other error. `python -m longclip.convert` reads all of these formats back.
 Software built on transformers needs no export: a checkpoint directory is its format.""",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="directory, or anything that longclip.convert reads")
     parser.add_argument("--to", required=True, dest="format", choices=FORMATS, help="format to write, see below")
-    parser.add_argument("destination", metavar="DST", help="file or directory to write; nothing may be there")
+    parser.add_argument("destination", metavar="DST", help="file or directory to write; must not exist")
     return parser
 
 

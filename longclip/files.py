@@ -8,7 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-_READABLE = 0o644  # safetensors writes files that nobody but their owner can read
+MANIFEST = "longclip.json"
+"""File of a checkpoint directory that records its origin and the checksums of its other files."""
+
+_READABLE = 0o644  # safetensors writes files that only their owner can read
 
 
 @contextmanager

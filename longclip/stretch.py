@@ -1,15 +1,18 @@
 """Stretching the text position table (Long-CLIP, arXiv 2403.15378, section 3.2).
 
-A CLIP trained on 77 tokens has really learned about the first 20 positions. The knowledge-preserving stretch keeps
-those rows as they are and interpolates the others, so 77 positions become 20 + (77 - 20) * 4 = 248.
+Of its 77 positions, CLIP has trained the first 20 well. The knowledge-preserving stretch keeps those rows unchanged and
+interpolates the others: 20 + (77 - 20) * 4 = 248.
 """
+
+import copy
 
 import torch
 from torch import Tensor, nn
 from transformers import CLIPModel
 
-KEPT_POSITIONS = 20
-STRETCH_FACTOR = 4
+from longclip.checkpoint import Checkpoint
+from longclip.constants import CLIP_CONTEXT_LENGTH, KEPT_POSITIONS, STRETCH_FACTOR
+from longclip.errors import CheckpointError, ConfigError
 
 
 def stretch_positions(
@@ -18,13 +21,12 @@ def stretch_positions(
     """Stretch a position table, keeping its first rows (arXiv 2403.15378, equation 3).
 
     Row `kept_positions + s * i + r` of the result lies `r / s` of the way from old row `kept_positions + i` to the
-    next one. Behind the last old row there is no next one: there the last difference is continued, as in the
-    official code.
+    next one. After the last old row the last difference is extrapolated, as in the official code.
 
     Args:
         weight: `[L, D]` position table, `L >= 2`.
         kept_positions: rows copied unchanged, `0 <= kept_positions <= L`.
-        stretch_factor: rows made out of each other row, at least 1.
+        stretch_factor: rows made from each of the others, at least 1.
 
     Returns:
         `[kept_positions + (L - kept_positions) * stretch_factor, D]`, of the dtype and device of `weight`.
@@ -36,7 +38,7 @@ def stretch_positions(
     if weight.ndim != 2 or length < 2:
         raise ValueError(f"weight must be a [L >= 2, D] position table, got shape {tuple(weight.shape)}")
     if not 0 <= kept_positions <= length:
-        raise ValueError(f"kept_positions must lie in 0..{length} (the table's length), got {kept_positions}")
+        raise ValueError(f"kept_positions must be in 0..{length} (the table's length), got {kept_positions}")
     if stretch_factor < 1:
         raise ValueError(f"stretch_factor must be at least 1, got {stretch_factor}")
     steps = torch.arange((length - kept_positions) * stretch_factor, device=weight.device)
@@ -48,12 +50,44 @@ def stretch_positions(
     return torch.cat([table[:kept_positions], stretched]).to(weight.dtype)
 
 
+def stretch_checkpoint(
+    checkpoint: Checkpoint, kept_positions: int = KEPT_POSITIONS, stretch_factor: int = STRETCH_FACTOR
+) -> Checkpoint:
+    """Stretch the text positions of a CLIP (see `stretch_positions`): 77 become 248.
+
+    Args:
+        checkpoint: a CLIP of at most 77 positions; its model is changed in place.
+        kept_positions: first position rows to keep unchanged.
+        stretch_factor: rows made from each of the others.
+
+    Returns:
+        The same model with a tokenizer of its new context length.
+
+    Raises:
+        CheckpointError: the model is stretched already.
+        ConfigError: one of the numbers is out of range.
+    """
+    if checkpoint.context_length > CLIP_CONTEXT_LENGTH:
+        raise CheckpointError(
+            f"the model already has {checkpoint.context_length} text positions, and stretching starts from at most"
+            f" {CLIP_CONTEXT_LENGTH}; use it as it is, without stretching"
+        )
+    try:
+        table = stretch_positions(text_positions(checkpoint.model).detach(), kept_positions, stretch_factor)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    replace_positions(checkpoint.model, table)
+    tokenizer = copy.copy(checkpoint.tokenizer)  # a deep copy would lose its decoder
+    tokenizer.model_max_length = table.shape[0]
+    return Checkpoint(checkpoint.model, tokenizer, checkpoint.transform)
+
+
 def interpolate_positions(weight: Tensor, context_length: int) -> Tensor:
-    """Interpolate a position table uniformly: the baseline that the paper compares with (its Table 4, without KPS).
+    """Interpolate a position table uniformly: the baseline of the paper (its Table 4, without KPS).
 
     Args:
         weight: `[L, D]` position table.
-        context_length: rows of the result; the first and the last old row stay first and last.
+        context_length: rows of the result; its first and last rows are those of `weight`.
 
     Returns:
         `[context_length, D]`, of the dtype and device of `weight`.
@@ -64,7 +98,7 @@ def interpolate_positions(weight: Tensor, context_length: int) -> Tensor:
 
 
 def replace_positions(model: CLIPModel, weight: Tensor) -> None:
-    """Give `model` the text position table `weight` `[L, D]`, in place; its config follows."""
+    """Set the text position table of `model` to `weight` `[L, D]`, in place, and update its config."""
     embeddings = model.text_model.embeddings
     table = nn.Embedding.from_pretrained(weight.detach().clone(), freeze=False)
     embeddings.position_embedding = table.to(weight.device)
@@ -80,11 +114,11 @@ def text_positions(model: CLIPModel) -> nn.Parameter:
 
 
 def freeze_kept_positions(model: CLIPModel, kept_positions: int = KEPT_POSITIONS) -> None:
-    """Keep the first position rows as they are during training.
+    """Freeze the first text position rows during training.
 
-    The paper trains the stretched rows only. One table of which some rows get no gradient is the same as the official
-    code's two tables, and stays a plain `CLIPModel`. The table must not be weight-decayed: decay would move the kept
-    rows. Gradients are stopped where rows are read and not at the parameter, which sharding replaces by another one.
+    The paper trains the stretched rows only. One table with rows that get no gradient is equivalent to the official
+    code's two tables, and the model stays a plain `CLIPModel`. Do not apply weight decay to the table: it would move
+    the frozen rows. Gradients are stopped where rows are read and not at the parameter, which sharding replaces.
     """
 
     def stop_gradient(module: nn.Module, inputs: tuple[Tensor, ...], rows: Tensor) -> Tensor:

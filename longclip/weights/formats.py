@@ -1,34 +1,44 @@
-"""Formats that other software reads a CLIP from, one room each. What they hold is read by `longclip.convert`."""
+"""Formats in which other software reads a CLIP; `longclip.convert` reads all of them back.
 
-from collections.abc import Callable
+The formats can be listed without loading torch: a format's own module is imported when it is written.
+"""
+
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from longclip.checkpoint import Checkpoint
-from longclip.weights.onnx import write_onnx
-from longclip.weights.open_clip import write_open_clip
-from longclip.weights.openai import write_long_clip, write_openai
-from longclip.weights.sentence_transformers import write_sentence_transformers
-from longclip.weights.text_encoder import write_text_encoder
+if TYPE_CHECKING:
+    from longclip.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True)
 class Format:
-    """How a CLIP is written for other software."""
+    """A format that a CLIP can be written in."""
 
+    module: str
+    """Module of `longclip.weights` that writes it."""
     content: str
-    """What comes out, for the help."""
+    """What is written, for the help."""
     is_directory: bool
-    write: Callable[[Checkpoint, Path], str]
-    """Writes to a new file, or into an empty directory; returns how the result is used, with `{path}` for its place.
-    Raises a `CheckpointError` for what the format cannot hold."""
+
+    def write(self, checkpoint: "Checkpoint", path: Path) -> str:
+        """Write to a new file, or into an empty directory.
+
+        Returns:
+            How to use the result, with `{path}` for its path.
+
+        Raises:
+            CheckpointError: the format cannot hold this model.
+        """
+        return import_module(f"longclip.weights.{self.module}").write(checkpoint, path)
 
 
 FORMATS = {
-    "openai": Format("state dict (.pt) for the code of openai/CLIP; 77 positions only", False, write_openai),
-    "long-clip": Format("state dict (.pt) for the official Long-CLIP code; 248 positions only", False, write_long_clip),
-    "open_clip": Format("directory for open_clip: config and safetensors", True, write_open_clip),
-    "text-encoder": Format("text tower alone (.safetensors) for ComfyUI and the web UIs", False, write_text_encoder),
-    "onnx": Format("directory of ONNX graphs of both towers, dynamic in batch and length", True, write_onnx),
-    "sentence-transformers": Format("directory for sentence-transformers", True, write_sentence_transformers),
+    "openai": Format("openai", "state dict (.pt) for the code of openai/CLIP; 77 positions only", False),
+    "long-clip": Format("long_clip", "state dict (.pt) for the official Long-CLIP code; 248 positions only", False),
+    "open_clip": Format("open_clip", "directory for open_clip: config and safetensors", True),
+    "text-encoder": Format("text_encoder", "text tower alone (.safetensors) for ComfyUI and the web UIs", False),
+    "onnx": Format("onnx", "directory of ONNX graphs of both towers, dynamic in batch and length", True),
+    "sentence-transformers": Format("sentence_transformers", "directory for sentence-transformers", True),
 }

@@ -60,7 +60,7 @@ class _ImageTower(_Tower):
         return normalize(self.clip.get_image_features(pixel_values=pixel_values).pooler_output, dim=-1)
 
 
-def write_onnx(checkpoint: Checkpoint, directory: Path) -> str:
+def write(checkpoint: Checkpoint, directory: Path) -> str:
     """Write a checkpoint and the graphs of its towers, and compare what they compute with torch.
 
     `text.onnx` takes `input_ids [n, l]` int64, texts of any number and of 2 tokens up to the context length, and gives

@@ -4,8 +4,8 @@ import hashlib
 from pathlib import Path
 
 from longclip.checkpoint import save_checkpoint, verify_checkpoint
-from longclip.convert import convert_checkpoint
 from longclip.files import file_sha256
+from longclip.weights.reading import convert_checkpoint
 from pipelines.registry import tracking
 
 
@@ -14,7 +14,7 @@ def local_model(source: str, cache: Path, tracking_uri: str) -> str:
 
     Args:
         source: directory, hub name, `models:/name/version`, `models:/name@alias`, or a weights file that
-            `longclip.convert` reads.
+            `longclip.convert_checkpoint` reads.
         cache: directory for downloaded and converted models; on a cluster, one that all nodes see.
         tracking_uri: registry of `models:/`.
 

@@ -4,12 +4,13 @@ import torch
 from transformers import CLIPConfig, CLIPModel
 
 from longclip.checkpoint import Checkpoint, load_checkpoint, new_model
-from longclip.convert import ORIGINAL_POSITIONS, stretch_checkpoint
+from longclip.constants import CLIP_CONTEXT_LENGTH
 from longclip.errors import CheckpointError, ConfigError
 from longclip.stretch import (
     freeze_kept_positions,
     interpolate_positions,
     replace_positions,
+    stretch_checkpoint,
     text_positions,
 )
 from longclip.tokenizer import build_tokenizer
@@ -32,7 +33,7 @@ def initial_checkpoint(settings: FinetuneSettings) -> Checkpoint:
         checkpoint = load_checkpoint(str(settings.model.base))
     model, kept, factor = checkpoint.model, settings.model.kept_positions, settings.model.stretch_factor
     if settings.model.positions == "stretch":
-        if checkpoint.context_length > ORIGINAL_POSITIONS:
+        if checkpoint.context_length > CLIP_CONTEXT_LENGTH:
             raise CheckpointError(
                 f"model.base='{settings.model.base}' has {checkpoint.context_length} text positions, so it is stretched"
                 " already; set model.positions=keep to train it as it is"

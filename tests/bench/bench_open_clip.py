@@ -31,7 +31,8 @@ from longclip.images import ImageTransform
 from longclip.tokenizer import TokenBatch
 from longclip.training.loss import LossConfig, long_clip_losses
 from longclip.training.step import ImageTextBatch, PairEncoder, backward
-from longclip.weights.state_dicts import to_huggingface, to_openai
+from longclip.weights.layouts import to_huggingface
+from longclip.weights.openai import to_openai
 from step_rivals import LENGTH, SHAPES, batch_of, build, fresh
 
 

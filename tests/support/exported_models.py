@@ -7,7 +7,7 @@ import torch
 from transformers import CLIPConfig
 
 from longclip.checkpoint import Checkpoint, new_model, save_checkpoint
-from longclip.convert import stretch_checkpoint
+from longclip.stretch import stretch_checkpoint
 
 TEXTS = ["a photo of a cat", "one red circle " * 30, "a long description of a street " * 50, ""]
 """Short, longer than 77 tokens, longer than 248, and empty."""

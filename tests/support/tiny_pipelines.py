@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
 from longclip.checkpoint import Checkpoint
-from longclip.convert import stretch_checkpoint
+from longclip.stretch import stretch_checkpoint
 from longclip.tokenizer import build_tokenizer
 from tests.support.exported_models import random_clip, small_config
 

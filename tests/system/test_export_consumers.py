@@ -10,14 +10,14 @@ from safetensors.torch import load_file
 from transformers import CLIPConfig, CLIPTextConfig, CLIPTextModelWithProjection
 
 from longclip.checkpoint import Checkpoint
-from longclip.convert import convert_checkpoint
 from longclip.encode import encode_text, unit
 from longclip.export import export_checkpoint
 from longclip.tokenizer import tokenize
 from longclip.weights.onnx import IMAGE_GRAPH, TEXT_GRAPH
+from longclip.weights.reading import convert_checkpoint
 from tests.support.consumers import CONSUMERS, assert_same_embeddings, from_open_clip, our_embeddings, through_open_clip
 from tests.support.exported_models import TEXTS, random_clip, small_config
-from tests.unit.longclip.test_convert import same_weights
+from tests.support.weights import same_weights
 
 
 @pytest.mark.parametrize("name", CONSUMERS)

@@ -6,11 +6,12 @@ import pytest
 from transformers import CLIPConfig
 
 from longclip.checkpoint import Checkpoint, save_checkpoint
-from longclip.convert import convert_checkpoint, stretch_checkpoint
 from longclip.export import export_checkpoint
+from longclip.stretch import stretch_checkpoint
+from longclip.weights.reading import convert_checkpoint
 from tests.support.consumers import CONSUMERS, assert_same_embeddings
 from tests.support.exported_models import random_clip
-from tests.unit.longclip.test_convert import same_weights
+from tests.support.weights import same_weights
 
 pytestmark = pytest.mark.slow
 

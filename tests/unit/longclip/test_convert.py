@@ -4,7 +4,7 @@ import json
 import pickle
 import shutil
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,59 +13,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoImageProcessor, BertConfig, CLIPConfig, CLIPModel, CLIPTokenizer
 
-from longclip.checkpoint import MANIFEST, Checkpoint, file_sha256, load_checkpoint, new_model, save_checkpoint
-from longclip.convert import convert_checkpoint, main, stretch_checkpoint
+from longclip.checkpoint import MANIFEST, file_sha256, load_checkpoint, new_model, save_checkpoint
+from longclip.convert import main
 from longclip.errors import CheckpointError, ConfigError, LongClipError
-from longclip.stretch import stretch_positions
-from longclip.weights.state_dicts import bare_names, infer_config, to_huggingface
+from longclip.stretch import stretch_checkpoint, stretch_positions
+from longclip.weights.layouts import bare_names, to_huggingface
+from longclip.weights.reading import convert_checkpoint
+from longclip.weights.shapes import infer_config
 from longclip.weights.tensor_files import read_tensors
 from tests.conftest import ROOT, tiny_config
-
-State = dict[str, Tensor]
-WIDTH, DIM = 32, 24
-
-
-def openai_state(context_length: int = 77, vision_width: int = WIDTH, seed: int = 0) -> State:
-    """Random weights in OpenAI's layout: one layer per tower, 16-pixel images in patches of 8."""
-    draw = torch.Generator().manual_seed(seed)
-
-    def weight(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=draw) * 0.05
-
-    def block(prefix: str, width: int) -> State:
-        return {
-            f"{prefix}.attn.in_proj_weight": weight(3 * width, width),
-            f"{prefix}.attn.in_proj_bias": weight(3 * width),
-            f"{prefix}.attn.out_proj.weight": weight(width, width),
-            f"{prefix}.attn.out_proj.bias": weight(width),
-            f"{prefix}.ln_1.weight": 1 + weight(width),
-            f"{prefix}.ln_1.bias": weight(width),
-            f"{prefix}.ln_2.weight": 1 + weight(width),
-            f"{prefix}.ln_2.bias": weight(width),
-            f"{prefix}.mlp.c_fc.weight": weight(2 * width, width),
-            f"{prefix}.mlp.c_fc.bias": weight(2 * width),
-            f"{prefix}.mlp.c_proj.weight": weight(width, 2 * width),
-            f"{prefix}.mlp.c_proj.bias": weight(width),
-        }
-
-    return {
-        "positional_embedding": weight(context_length, WIDTH),
-        "text_projection": weight(WIDTH, DIM),
-        "logit_scale": torch.tensor(3.0),
-        "token_embedding.weight": weight(49408, WIDTH),
-        "ln_final.weight": 1 + weight(WIDTH),
-        "ln_final.bias": weight(WIDTH),
-        "visual.class_embedding": weight(vision_width),
-        "visual.positional_embedding": weight(5, vision_width),
-        "visual.proj": weight(vision_width, DIM),
-        "visual.conv1.weight": weight(vision_width, 3, 8, 8),
-        "visual.ln_pre.weight": 1 + weight(vision_width),
-        "visual.ln_pre.bias": weight(vision_width),
-        "visual.ln_post.weight": 1 + weight(vision_width),
-        "visual.ln_post.bias": weight(vision_width),
-        **block("transformer.resblocks.0", WIDTH),
-        **block("visual.transformer.resblocks.0", vision_width),
-    }
+from tests.support.weights import DIM, WIDTH, State, failure, openai_state, same_weights
 
 
 @pytest.fixture(scope="module")
@@ -80,21 +37,6 @@ def hugging_face_dir(openai: State, tmp_path_factory: pytest.TempPathFactory) ->
     save_file(openai, folder / "openai.safetensors")
     save_checkpoint(convert_checkpoint(folder / "openai.safetensors"), folder / "clip", {})
     return folder / "clip"
-
-
-def same_weights(checkpoint: Checkpoint, expected: Mapping[str, Tensor]) -> bool:
-    actual = checkpoint.model.state_dict()
-    return actual.keys() == expected.keys() and all(torch.equal(actual[name], expected[name]) for name in expected)
-
-
-def failure(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str]:
-    """Exit status and the one error line of a conversion that must fail."""
-    status = main([str(argument) for argument in arguments])
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.startswith("error: ")
-    assert captured.err.count("\n") == 1
-    return status, captured.err
 
 
 # --- against the official code ---
@@ -423,16 +365,16 @@ def _without(state: State, name: str) -> State:
 STATES: dict[str, tuple[Callable[[State], State], str]] = {
     "something else": (lambda s: {"layer.weight": torch.zeros(2)}, "no CLIP.*layer.weight"),
     "missing weight": (lambda s: _without(s, "visual.ln_pre.bias"), r"1 weights are missing: visual\.ln_pre\.bias"),
-    "unknown weights": (lambda s: {**s, "logit_bias": torch.zeros(1)}, "no part of a CLIP: logit_bias"),
+    "unknown weights": (lambda s: {**s, "logit_bias": torch.zeros(1)}, "not part of a CLIP: logit_bias"),
     "ResNet": (lambda s: {**s, "visual.layer1.0.conv1.weight": torch.zeros(1)}, "ResNet"),
     "timm tower": (lambda s: {**s, "visual.trunk.norm.weight": torch.zeros(1)}, "timm"),
     "wrong shape": (lambda s: {**s, "ln_final.bias": torch.zeros(5)}, r"final_layer_norm\.bias.*\(5,\)"),
     "scalar weight": (lambda s: {**s, "text_projection": torch.zeros(())}, "text_projection"),
     "odd in_proj": (
         lambda s: {**s, "transformer.resblocks.0.attn.in_proj_bias": torch.zeros(7)},
-        "not made of three",
+        "does not have three parts",
     ),
-    "no square grid": (lambda s: {**s, "visual.positional_embedding": torch.zeros(7, WIDTH)}, "no square"),
+    "no square grid": (lambda s: {**s, "visual.positional_embedding": torch.zeros(7, WIDTH)}, "not a square grid"),
     "other vocabulary": (lambda s: {**s, "token_embedding.weight": torch.zeros(100, WIDTH)}, "100 tokens"),
     "odd second table": (lambda s: {**s, "positional_embedding_res": torch.zeros(248, WIDTH)}, "differ"),
     "no layers": (lambda s: {n: t for n, t in s.items() if "resblocks" not in n}, "missing"),

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from longclip.checkpoint import save_checkpoint
-from longclip.convert import stretch_checkpoint
 from longclip.diffusion import use_long_clip
 from longclip.errors import CheckpointError, ConfigError
+from longclip.stretch import stretch_checkpoint
 from longclip.tokenizer import count_tokens
 from tests.support.exported_models import random_clip, small_config
 from tests.support.tiny_pipelines import (

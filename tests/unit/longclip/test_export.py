@@ -11,13 +11,15 @@ from safetensors.torch import load_file
 from transformers import CLIPConfig
 
 from longclip.checkpoint import Checkpoint
-from longclip.convert import convert_checkpoint, stretch_checkpoint
 from longclip.errors import CheckpointError, ConfigError
 from longclip.export import export_checkpoint, main
+from longclip.stretch import stretch_checkpoint
 from longclip.weights.formats import FORMATS
-from longclip.weights.state_dicts import to_huggingface, to_openai
+from longclip.weights.layouts import to_huggingface
+from longclip.weights.openai import to_openai
+from longclip.weights.reading import convert_checkpoint
 from tests.support.exported_models import random_clip, small_config
-from tests.unit.longclip.test_convert import openai_state, same_weights
+from tests.support.weights import openai_state, same_weights
 
 
 def edited(edit: Callable[[CLIPConfig], None], context_length: int = 248) -> Checkpoint:

@@ -12,14 +12,14 @@ from torch.nn.functional import cross_entropy, normalize
 from torch.nn.parallel import DistributedDataParallel
 from transformers import CLIPModel
 
-from longclip.convert import convert_checkpoint, stretch_checkpoint
 from longclip.encode import encode_image, encode_text, unit
-from longclip.stretch import freeze_kept_positions
+from longclip.stretch import freeze_kept_positions, stretch_checkpoint
 from longclip.tokenizer import TokenBatch
 from longclip.training.loss import LossConfig, contrastive_loss, long_clip_losses
 from longclip.training.pcm import primary_components
 from longclip.training.step import ImageTextBatch, backward, learning_rate_factor
-from longclip.weights.state_dicts import to_huggingface
+from longclip.weights.layouts import to_huggingface
+from longclip.weights.reading import convert_checkpoint
 from tests.support.training_steps import (
     LOSS,
     assert_same_gradients,
@@ -28,7 +28,7 @@ from tests.support.training_steps import (
     share_of_batch,
     tiny_encoder,
 )
-from tests.unit.longclip.training.test_pcm import run_workers
+from tests.support.workers import run_workers
 
 # --- against the official code ---
 

@@ -23,7 +23,7 @@ from longclip.training.freeze import lock_tower
 from longclip.training.fsdp import clip_gradients, shard, whole_outside_layers
 from longclip.training.step import PairEncoder, backward, clamp_logit_scale, parameter_groups
 from tests.support.training_steps import LOSS, assert_same_gradients, share_of_batch, tiny_encoder
-from tests.unit.longclip.training.test_pcm import run_workers
+from tests.support.workers import run_workers
 
 pytestmark = pytest.mark.slow
 

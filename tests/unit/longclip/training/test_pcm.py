@@ -1,6 +1,5 @@
 """Primary components: official numbers, the true gradient, degenerate batches, and any number of workers."""
 
-import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from longclip.training.pcm import components, primary_components
+from tests.support.workers import run_workers
 
 
 def random_features(rows: int, width: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -175,12 +174,6 @@ def test_bad_arguments(shape: tuple[int, ...], k: int, named: str) -> None:
 # --- several workers ---
 
 ROWS, WIDTH, K = 48, 20, 5
-
-
-def run_workers(function: Callable[..., None], *arguments: Any, count: int) -> None:
-    """Run `function(rank, *arguments)` in `count` fresh processes, which share one import of the heavy libraries."""
-    multiprocessing.set_forkserver_preload([__name__, "transformers.models.clip.modeling_clip"])
-    mp.start_processes(function, arguments, nprocs=count, start_method="forkserver")
 
 
 def _measure(features: Tensor, upstream: Tensor, scope: Any) -> dict[str, Tensor]:

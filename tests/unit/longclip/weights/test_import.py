@@ -11,12 +11,13 @@ from safetensors.torch import load_file
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, SiglipConfig, SiglipModel
 
 from longclip.checkpoint import Checkpoint, save_checkpoint
-from longclip.convert import convert_checkpoint, main, read_source
+from longclip.convert import main
 from longclip.errors import CheckpointError, ConfigError
 from longclip.export import export_checkpoint
 from longclip.weights.formats import FORMATS
+from longclip.weights.reading import convert_checkpoint, read_source
 from tests.support.exported_models import random_clip, small_config
-from tests.unit.longclip.test_convert import failure, same_weights
+from tests.support.weights import failure, same_weights
 
 LONG_FORMATS = [name for name in FORMATS if name != "openai"]
 
@@ -167,7 +168,7 @@ def test_graphs_alone_are_no_source(exported: Path, tmp_path: Path, capsys: pyte
         ("[]", "no module"),
         ("{", "cannot make sense of"),
         ('[{"type": "a.CLIPModel"}]', "cannot make sense of"),
-        ('[{"type": "a.CLIPModel", "path": "0"}, {"type": "a.Dense", "path": "1"}]', "Dense behind its first module"),
+        ('[{"type": "a.CLIPModel", "path": "0"}, {"type": "a.Dense", "path": "1"}]', "Dense after its first module"),
         ('[{"type": "a.CLIPModel", "path": 0}]', "cannot make sense of"),
         ('[{"type": "a.CLIPModel", "path": "0"}]', "holds no weights"),
         ('[{"type": "a.CLIPModel", "path": "0/.."}]', "elsewhere"),
@@ -204,7 +205,7 @@ def test_siglip_is_refused_with_the_reason(
     for source in ("siglip", "loose.safetensors", "open_clip"):
         status, message = failure(capsys, tmp_path / source, tmp_path / "out")
         assert status == CheckpointError.exit_code
-        assert "a SigLIP is no CLIP" in message
+        assert "a SigLIP model is not a CLIP model" in message
         assert "both directions" in message
 
 

@@ -9,9 +9,11 @@ from transformers import CLIPConfig, CLIPModel
 from longclip.checkpoint import Checkpoint
 from longclip.images import ImageTransform
 from longclip.tokenizer import build_tokenizer
+from longclip.weights.layouts import to_huggingface
 from longclip.weights.limits import require_openai_tower_shapes
 from longclip.weights.open_clip import model_config
-from longclip.weights.state_dicts import infer_config, to_huggingface, to_openai
+from longclip.weights.openai import to_openai
+from longclip.weights.shapes import infer_config
 from tests.support.consumers import open_clip_folder
 
 # By open_clip's names: image tower (width, MLP width, layers, heads, patch, side), text tower (width, layers, heads),
