@@ -22,9 +22,9 @@ help:
 
 install: $(ENVIRONMENT)
 
-# torch comes first and by itself: where a CPU build of that version is at hand, nothing else may pull another one.
-# open_clip comes last and beside the environment: a torchvision that is not built for this torch breaks transformers,
-# which imports it where it finds it. Only tests of exported models use that folder.
+# The extra `dev` contains all others but `vllm`. torch is installed first, on its own, so that nothing else pulls a
+# different build. open_clip goes to a folder of its own: transformers imports any torchvision that it finds, and one that
+# is not built for this torch breaks it. Only tests of exported models use that folder.
 $(ENVIRONMENT): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("error: Python 3.11 or newer is needed") if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv $(VENV)

@@ -1,14 +1,13 @@
 """Who may import whom, read from the source; and the traps that file names and futures set for Ray."""
 
-import ast
 import importlib.util
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import ROOT
+from tests.support.imports import imported_modules, imported_packages, sources
 
 ROOMS = ("longclip", "pipelines", "serving")
 FORBIDDEN = {
@@ -17,28 +16,6 @@ FORBIDDEN = {
     "serving": {"pipelines"},
 }
 MAX_LINES = 400
-
-
-def sources(room: str) -> list[Path]:
-    return sorted((ROOT / room).rglob("*.py"))
-
-
-def imported_modules(source: str, package: str) -> Iterator[str]:
-    """Full names of the modules that a source text imports, wherever in it."""
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            base = f"{package}." * bool(node.level) + (node.module or "")
-            yield base
-            yield from (f"{base}.{alias.name}" for alias in node.names)
-        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("__import__", "importlib.import_module"):
-            yield from (str(argument.value) for argument in node.args[:1] if isinstance(argument, ast.Constant))
-
-
-def imported_packages(path: Path) -> set[str]:
-    package = path.relative_to(ROOT).parts[0]
-    return {name.split(".")[0] for name in imported_modules(path.read_text(encoding="utf-8"), package)}
 
 
 def test_imports_are_seen_wherever_they_are() -> None:
