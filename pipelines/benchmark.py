@@ -5,8 +5,8 @@ iiw, imagenet, imagenet-v2, imagenet-o, cifar10, cifar100; see protocols.yaml), 
 directory, a hub name, models:/name/version, models:/name@alias, or a file of official weights.
 
     python pipelines/benchmark.py --set 'models={base: openai/clip-vit-base-patch16, tuned: /data/run1/checkpoint}' \\
-        --set tasks.urban1k.data=/data/Urban1k --set tasks.cifar10.data=/data/cifar-10-binary.tar.gz \\
-        --set 'tasks.mine={data: /data/test, source: {caption: caption}}' --set output=/data/bench
+        --set tasks.urban1k.input=/data/Urban1k --set tasks.cifar10.input=/data/cifar-10-binary.tar.gz \\
+        --set 'tasks.mine={input: /data/test, source: {caption: caption}}' --set output=/data/bench
 
 Writes report.html, report.md, results.json, one JSON a task, and the rank of every query in ranks/.
 """
@@ -21,7 +21,8 @@ from pydantic import Field, model_validator
 from longclip.files import whole_directory
 from pipelines.common.entry import Progress, run_entry
 from pipelines.common.rejected_rows import write_quarantine
-from pipelines.common.settings import dump, load_settings, storage_path
+from pipelines.common.settings import dump, load_settings
+from pipelines.common.storage import storage_path
 from pipelines.evaluation.measure_job import MeasureJob, MeasureSettings, measure_job
 from pipelines.evaluation.measuring import write_ranks
 from pipelines.evaluation.report import render_html, render_markdown
@@ -67,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         (aside / RESULTS).write_text(json.dumps(figures, indent=2) + "\n")
         (aside / REPORT).write_text(render_markdown("Benchmark", results))
         (aside / "report.html").write_text(render_html("Benchmark", results))
-        places = ", ".join(task.data for task in settings.tasks.values())
+        places = ", ".join(task.input for task in settings.tasks.values())
         write_quarantine(rejected, places, "benchmark", aside / "quarantine.parquet")
     print(f"\n{(output / REPORT).read_text()}")
     progress.summary(rows, rows - len(rejected), len(rejected), f"results in {output}")

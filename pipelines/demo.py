@@ -5,7 +5,7 @@ were done before with the same settings are not done again. Ends with the table 
 unless serve=false, with a running search page.
 
     python pipelines/demo.py
-    python pipelines/demo.py --set serve=false --set directory=/tmp/demo
+    python pipelines/demo.py --set serve=false --set output=/tmp/demo
 """
 
 import os
@@ -18,7 +18,8 @@ from pydantic import PositiveInt
 
 from pipelines import benchmark, embed, finetune, register, sample_data, summarize
 from pipelines.common.entry import connect, run_entry
-from pipelines.common.settings import Settings, load_settings, storage_path
+from pipelines.common.settings import Settings, load_settings
+from pipelines.common.storage import storage_path
 from pipelines.experiments.steps import Step, run_step, serve
 from pipelines.registry import tracking
 
@@ -28,7 +29,7 @@ CPUS = 4
 class DemoSettings(Settings):
     """Everything that defines a demo."""
 
-    directory: str = "var/demo"
+    output: str = "var/demo"
     """Local directory that everything is written to."""
     train_rows: PositiveInt = 5000
     """Synthetic scenes to train on."""
@@ -44,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The entry; `argv` is the command line without the program's name."""
     settings = load_settings(DemoSettings, __doc__ or "", argv)
     started = time.monotonic()
-    directory = Path(storage_path("directory", settings.directory))
+    directory = Path(storage_path("output", settings.output))
     os.environ["MLFLOW_TRACKING_URI"] = tracking.tracking_uri(directory)
     connect(CPUS)
     steps = demo_steps(settings, directory)
@@ -64,23 +65,23 @@ def demo_steps(settings: DemoSettings, directory: Path) -> list[Step]:
     base, checkpoint = directory / "base" / "checkpoint", directory / "finetuned" / "checkpoint"
     models = f"{{base: {base}, finetuned: {checkpoint}}}"
     texts = {"long": "caption", "short": "short_caption"}
-    tasks = ", ".join(f"{k}: {{data: {test}, text: {k}, source: {{caption: {c}}}}}" for k, c in texts.items())
+    tasks = ", ".join(f"{k}: {{input: {test}, text: {k}, source: {{caption: {c}}}}}" for k, c in texts.items())
     return [
         Step("draw scenes to train on", sample_data, rows=settings.train_rows, output=train),
         Step("draw scenes to search", sample_data, rows=settings.test_rows, group_size=4, seed=1, output=test),
-        Step("train a base CLIP on short captions", finetune, "demo_base", data__train=train, output=base.parent),
+        Step("train a base CLIP on short captions", finetune, "demo_base", input=train, output=base.parent),
         Step("summarize the long captions", summarize, input=train, output=summarized, overwrite="true"),
         Step(
             "stretch to 248 tokens and fine-tune",
             finetune,
             "demo_finetune",
-            data__train=summarized,
+            input=summarized,
             model__base=base,
             output=checkpoint.parent,
         ),
         Step("benchmark", benchmark, tasks=f"{{{tasks}}}", models=models, output=bench),
         Step("register", register, checkpoint=checkpoint, results=bench / benchmark.RESULTS, alias="champion"),
-        Step("embed and index the scenes", embed, data=test, model=checkpoint, output=directory / "index"),
+        Step("embed and index the scenes", embed, input=test, model=checkpoint, output=directory / "index"),
     ]
 
 

@@ -20,13 +20,13 @@ from upath import UPath
 from longclip.checkpoint import Checkpoint, checkpoint_id, load_checkpoint
 from longclip.errors import ConfigError, DataError
 from longclip.index import version_manifests
-from pipelines.common.embedding import EmbeddingSettings
 from pipelines.common.entry import Progress, connect, run_entry
 from pipelines.common.lease import Lease
 from pipelines.common.parquet_set import open_parquet
-from pipelines.common.rejected_rows import start_quarantine, write_quarantine
-from pipelines.common.settings import load_settings, storage_path
-from pipelines.common.storage import is_local, output_path
+from pipelines.common.rejected_rows import Columns, start_quarantine, write_quarantine
+from pipelines.common.settings import load_settings
+from pipelines.common.storage import Storage, is_local, output_path, storage_path
+from pipelines.common.workers import Workers
 from pipelines.data.workspace import make_directory, whole_file
 from pipelines.indexing.corpus import Corpus, embed_changes
 from pipelines.indexing.publish import PublishSettings, publish
@@ -37,15 +37,18 @@ from pipelines.registry.model_cache import local_model
 LEASE, QUARANTINE = ".lease", "quarantine.parquet"
 
 
-class EmbedSettings(EmbeddingSettings, PublishSettings):
+class EmbedSettings(PublishSettings):
     """Everything that defines an index."""
 
-    data: str = ""
-    """Parquet file, directory or URI with images and captions; none is needed to delete."""
+    input: str | None = None
+    """Parquet file, directory or URI with images and captions; not needed to delete items."""
     model: str
     """Checkpoint directory, models:/NAME/VERSION, models:/NAME@ALIAS, or a file of official weights."""
     output: str = "var/index"
-    """Directory or URI of the index; what it has stays, unless the data says otherwise."""
+    """Directory or URI of the index; items that it has stay, unless the input says otherwise."""
+    columns: Columns = Columns()
+    storage: Storage = Storage()
+    workers: Workers = Workers()
     caption_vectors: bool = True
     """Embed captions, too: to search among them, and to measure how well texts find images."""
     metadata: list[str] = Field(default=[])
@@ -66,17 +69,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The entry; `argv` is the command line without the program's name."""
     settings = load_settings(EmbedSettings, __doc__ or "", argv)
     progress = Progress("embed")
-    if not settings.data and not settings.delete:
-        raise ConfigError("data is empty; give a Parquet to embed with --set data=..., or ids with --set delete=[...]")
+    if not settings.input and not settings.delete:
+        raise ConfigError(
+            "give a Parquet to embed with --set input=..., or ids of items to delete with --set delete=[...]"
+        )
     index = output_path("output", storage_path("output", settings.output), settings.storage)
     cache = Path(storage_path("cache", settings.cache))
     registry = tracking.tracking_uri(Path(index.path).parent if is_local(index) else cache)
     model = local_model(settings.model, cache, registry)
     checkpoint = load_checkpoint(model)
     identity = checkpoint_id(model)
-    corpus = _corpus(settings, checkpoint, model, identity) if settings.data else None
+    corpus = _corpus(settings, settings.input, checkpoint, model, identity) if settings.input else None
     make_directory(index)
-    connect(settings.workers + 2)
+    connect(settings.workers.total_cpus + 2)
     with Lease(index / LEASE, str(index)) as lease:
         table = IndexTable(index, settings.storage)
         deleted = table.delete(settings.delete)
@@ -93,20 +98,20 @@ def main(argv: Sequence[str] | None = None) -> None:
             deleted += table.delete(reasons.keys() | missing)
             if reasons:
                 with whole_file(index / QUARANTINE) as local:
-                    write_quarantine(reasons, settings.data, "embed", local)
+                    write_quarantine(reasons, str(corpus.data.root), "embed", local)
         lease.check()
         version = _publish(settings, index, table, checkpoint, identity)
     detail = f"{embedded} embedded, {rows - embedded - rejected} unchanged, {deleted} deleted; index {index}, {version}"
     progress.summary(rows, rows - rejected, rejected, detail)
 
 
-def _corpus(settings: EmbedSettings, checkpoint: Checkpoint, model: str, identity: str) -> Corpus:
+def _corpus(settings: EmbedSettings, path: str, checkpoint: Checkpoint, model: str, identity: str) -> Corpus:
     columns = settings.columns
     needed = [columns.id, columns.image, columns.caption, *settings.metadata]
-    data = open_parquet("data", settings.data, settings.storage, needed)
+    data = open_parquet("input", path, settings.storage, needed)
     dim = checkpoint.model.config.projection_dim
     schema = table_schema(dim, settings.caption_vectors, settings.metadata, data.schema)
-    return Corpus(data, columns, schema, checkpoint, model, identity, settings.workers, settings.use_gpu)
+    return Corpus(data, columns, schema, checkpoint, model, identity, settings.workers)
 
 
 def _publish(settings: EmbedSettings, index: UPath, table: IndexTable, checkpoint: Checkpoint, identity: str) -> str:
@@ -128,7 +133,7 @@ def _publish(settings: EmbedSettings, index: UPath, table: IndexTable, checkpoin
         "checkpoint_id": identity,
         "embedding_dim": checkpoint.model.config.projection_dim,
         "context_length": checkpoint.context_length,
-        "source": settings.data or (newest.source if newest else ""),
+        "source": settings.input or (newest.source if newest else ""),
     }
     manifest = publish(index, settings.storage, table, settings, facts)
     return f"version {manifest.version} published, {manifest.count} items, engine {manifest.engine['name']}"

@@ -5,7 +5,7 @@ primary components (Long-CLIP, arXiv 2403.15378). With model.architecture the sa
 scratch. A broken run is resumed by the same command.
 
     python pipelines/finetune.py --config pipelines/configs/finetune.yaml \\
-        --set data.train=/data/train --set model.base=openai/clip-vit-base-patch16 --set output=/data/run1
+        --set input=/data/train --set model.base=openai/clip-vit-base-patch16 --set output=/data/run1
 
     ray job submit --working-dir . -- python pipelines/finetune.py --config ... --set output=$PWD/var/run1
 """
@@ -25,7 +25,9 @@ from pipelines.common.model_inputs import ModelInputs
 from pipelines.common.parquet_set import is_list, manifest_of
 from pipelines.common.progress import MetricsToPrometheus
 from pipelines.common.rejected_rows import start_quarantine, write_quarantine
-from pipelines.common.settings import claim_directory, dump, load_settings, storage_path
+from pipelines.common.run_directory import claim_directory
+from pipelines.common.settings import dump, load_settings
+from pipelines.common.storage import storage_path
 from pipelines.registry import tracking
 from pipelines.training.checkpoints import MODEL_DIR
 from pipelines.training.initial_model import initial_checkpoint
@@ -51,9 +53,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     # Only now: a run that was refused must not claim the directory for its mistake.
     claim_directory("output", output, settings, FinetuneSettings.identity)
 
-    connect(settings.workers.count * settings.workers.cpus + DATA_CPUS)
+    connect(settings.workers.total_cpus + DATA_CPUS)
     rows = train.data.rows + (validation.data.rows if validation else 0)
-    quarantine = start_quarantine(rows, settings.data.max_rejected_fraction)
+    quarantine = start_quarantine(rows, settings.max_rejected_fraction)
     inputs = ModelInputs(
         settings.columns,
         {name: settings.data.candidates if is_list(train.data.schema, name) else 1 for name in settings.text_columns},
@@ -112,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         shutil.copytree(Path(chosen.path) / MODEL_DIR, aside, dirs_exist_ok=True)
     tracking.end_run(uri, run_id, succeeded=True)
     reasons = ray.get(quarantine.reasons.remote())
-    write_quarantine(reasons, settings.data.train, "finetune", output / "quarantine.parquet")
+    write_quarantine(reasons, settings.input, "finetune", output / "quarantine.parquet")
     a_pass = train.order.steps_per_epoch * settings.global_batch_size
     progress.summary(
         rows,

@@ -7,7 +7,7 @@ finished by the same command.
 
     python pipelines/prepare.py --set input=/data/sharegpt4v.json --set source.images=/data --set output=/data/clean
     python pipelines/prepare.py --set input=s3://bucket/raw --set output=s3://bucket/clean --set val_fraction=0.01 \\
-        --set image.short_side=288 --exclude-overlap-with /data/urban1k
+        --set image.short_side=288 --set exclude_overlap_with=/data/urban1k
 
 Out: <output>/train/*.parquet, <output>/val/*.parquet, _manifest.json, _quarantine.parquet and _report.html.
 """

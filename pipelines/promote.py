@@ -5,8 +5,8 @@ it must not lose more than `margin`: the 95 % interval of the paired difference 
 small to show it does not let anything pass. Where all gates hold, the alias is moved; the comparison is kept as
 artifacts of an MLflow run, whatever it says. Where there is no champion, the candidate becomes it.
 
-    python pipelines/promote.py --set tasks.urban1k.data=/data/Urban1k --set tasks.coco5k.data=/data/coco \\
-        --set tasks.cifar10.data=/data/cifar-10-binary.tar.gz
+    python pipelines/promote.py --set tasks.urban1k.input=/data/Urban1k --set tasks.coco5k.input=/data/coco \\
+        --set tasks.cifar10.input=/data/cifar-10-binary.tar.gz
 
 Run twice, the second run finds nothing to do. Of two runs at once, one moves the alias and the other is refused. Exit
 code 6 means that the champion stays. `rollback.py` goes back.
@@ -21,7 +21,8 @@ from pydantic import Field
 
 from longclip.errors import PromotionError
 from pipelines.common.entry import Progress, run_entry
-from pipelines.common.settings import dump, load_settings, storage_path
+from pipelines.common.settings import dump, load_settings
+from pipelines.common.storage import storage_path
 from pipelines.evaluation.gates import Gate, gate, gate_table
 from pipelines.evaluation.measure_job import MeasureJob, MeasureSettings, measure_job
 from pipelines.evaluation.measuring import Measured, compare

@@ -12,7 +12,8 @@ from typing import Any, Literal
 
 from longclip.errors import CheckpointError, DataError
 from pipelines.common.entry import Progress, run_entry
-from pipelines.common.settings import Settings, load_settings, storage_path
+from pipelines.common.settings import Settings, load_settings
+from pipelines.common.storage import storage_path
 from pipelines.registry import tracking
 from pipelines.registry.model_card import model_card
 

@@ -13,7 +13,8 @@ from pydantic import PositiveInt
 
 from longclip.errors import PromotionError
 from pipelines.common.entry import Progress, run_entry
-from pipelines.common.settings import Settings, load_settings, storage_path
+from pipelines.common.settings import Settings, load_settings
+from pipelines.common.storage import storage_path
 from pipelines.registry import tracking
 
 

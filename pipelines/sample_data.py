@@ -17,7 +17,8 @@ from pydantic import PositiveInt
 from longclip.files import whole_directory
 from longclip.tokenizer import load_tokenizer
 from pipelines.common.entry import Progress, connect, run_entry
-from pipelines.common.settings import Settings, load_settings, storage_path
+from pipelines.common.settings import Settings, load_settings
+from pipelines.common.storage import storage_path
 from pipelines.data.scenes import draw_scene, render_scene
 
 CONTEXT_LENGTH = 248

@@ -10,8 +10,8 @@ stages that are complete.
 
     python pipelines/study.py --config pipelines/configs/study_reduced.yaml      # minutes
     python pipelines/study.py                                                    # an hour on one or two cores
-    python pipelines/study.py --set data=/data/collages-train --set base_data=/data/photos-train \\
-        --set 'tests={long: {data: /data/collages-test}, short: {data: /data/photos-val}}'
+    python pipelines/study.py --set input=/data/collages-train --set base_input=/data/photos-train \\
+        --set 'tests={long: {input: /data/collages-test}, short: {input: /data/photos-val}}'
 
 Without data it draws synthetic scenes. Writes cells/NAME/ (results.json and the rank of every query) and report/
 (report.md, report.json, a plot of each stage).
@@ -29,7 +29,10 @@ from longclip.files import whole_directory
 from longclip.text.summaries import Strategy
 from pipelines import benchmark, finetune, sample_data, summarize
 from pipelines.common.entry import Progress, connect, run_entry
-from pipelines.common.settings import Settings, claim_directory, load_settings, storage_path
+from pipelines.common.run_directory import claim_directory
+from pipelines.common.settings import Settings, load_settings
+from pipelines.common.storage import storage_path
+from pipelines.common.workers import Workers
 from pipelines.experiments.cells import ARMS, Cell, Stage, stages
 from pipelines.experiments.steps import Step, run_step
 from pipelines.experiments.study_report import StudyReport, draw_plot, stage_result
@@ -42,7 +45,7 @@ PLANNED = ("seeds", "varied_seeds", "weight", "strategy", "pca_dim", "weights", 
 class TestSet(Settings):
     """Texts to measure with."""
 
-    data: str
+    input: str
     """Parquet file or directory with images and captions."""
     column: str = "caption"
     """Column of the captions."""
@@ -51,7 +54,7 @@ class TestSet(Settings):
 class StudySettings(Settings):
     """Everything that defines a study."""
 
-    directory: str = "var/study"
+    output: str = "var/study"
     """Local directory that everything is written to."""
     seeds: list[int] = Field(default=[0, 1, 2], min_length=1)
     """Of base models and of what is trained from them."""
@@ -61,10 +64,10 @@ class StudySettings(Settings):
     """Synthetic scenes to train on, where no data is given."""
     test_rows: PositiveInt = 500
     """Synthetic scenes to search; every four of them differ only behind token 77 of their captions."""
-    data: str = ""
-    """Long captions to fine-tune on, in a column `caption`; empty draws scenes."""
-    base_data: str = ""
-    """Short captions to train bases on, in a column `caption`; empty takes the short captions of scenes."""
+    input: str | None = None
+    """Long captions to fine-tune on, in a column `caption`; null draws synthetic scenes."""
+    base_input: str | None = None
+    """Short captions to train bases on, in a column `caption`; null takes the short captions of the scenes."""
     tests: dict[str, TestSet] = Field(default={})
     """What to measure with, by name; empty takes the long and the short captions of scenes."""
     base_epochs: PositiveInt = 5
@@ -75,7 +78,7 @@ class StudySettings(Settings):
     """Of every training. Models that are trained here in minutes bear much more than published ones do."""
     batch_size: PositiveInt = 64
     """Pairs per step and worker."""
-    workers: PositiveInt = 1
+    workers: Workers = Workers()
     """Training processes of a run."""
     bf16: bool = True
     """Train with bfloat16 autocast. Results are always measured in float32."""
@@ -96,9 +99,9 @@ class StudySettings(Settings):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if bool(self.data) != bool(self.tests) or bool(self.data) != bool(self.base_data):
+        if bool(self.input) != bool(self.tests) or bool(self.input) != bool(self.base_input):
             raise ValueError(
-                "data, base_data and tests belong together; give all of them, or none for synthetic scenes"
+                "input, base_input and tests belong together; give all of them, or none for synthetic scenes"
             )
         if unknown := set(self.varied_seeds) - set(self.seeds):
             raise ValueError(f"varied_seeds has {min(unknown)}, which is not among seeds={self.seeds}")
@@ -106,16 +109,16 @@ class StudySettings(Settings):
 
     def identity(self) -> dict[str, Any]:
         """What every cell's result depends on, in addition to what the cell's name says."""
-        return self.model_dump(mode="json", exclude={"directory", *PLANNED})
+        return self.model_dump(mode="json", exclude={"output", *PLANNED})
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The entry; `argv` is the command line without the program's name."""
     settings = load_settings(StudySettings, __doc__ or "", argv)
     progress = Progress("study")
-    directory = Path(storage_path("directory", settings.directory))
-    claim_directory("directory", directory, settings, StudySettings.identity)
-    connect(settings.workers + finetune.DATA_CPUS)
+    directory = Path(storage_path("output", settings.output))
+    claim_directory("output", directory, settings, StudySettings.identity)
+    connect(settings.workers.total_cpus + finetune.DATA_CPUS)
     plan = stages(
         settings.seeds,
         settings.varied_seeds,
@@ -151,12 +154,12 @@ class StudySteps:
             Step("draw scenes to train on", sample_data, rows=settings.train_rows, output=scenes),
             Step("draw scenes to search", sample_data, rows=settings.test_rows, group_size=4, seed=1, output=found),
         ]
-        if settings.data:
+        if settings.input:
             self.draw = []
-        self.data = Path(settings.data or scenes)
+        self.data = Path(settings.input or scenes)
         self.tests = settings.tests or {
-            "long": TestSet(data=str(found)),
-            "short": TestSet(data=str(found), column="short_caption"),
+            "long": TestSet(input=str(found)),
+            "short": TestSet(input=str(found), column="short_caption"),
         }
 
     def of_stage(self, stage: Stage) -> Iterator[Step]:
@@ -174,8 +177,8 @@ class StudySteps:
         return self._training(
             f"base of seed {seed}",
             "demo_base",
-            data__train=self.settings.base_data or self.data,
-            columns__caption="caption" if self.settings.base_data else "short_caption",
+            input=self.settings.base_input or self.data,
+            columns__caption="caption" if self.settings.base_input else "short_caption",
             optim__epochs=self.settings.base_epochs,
             seed=seed,
             output=self._run(f"base-{seed}"),
@@ -193,7 +196,7 @@ class StudySteps:
         return self._training(
             cell.name,
             "demo_finetune",
-            data__train=self.directory / f"summarized-{cell.strategy or self.settings.strategy}",
+            input=self.directory / f"summarized-{cell.strategy or self.settings.strategy}",
             model__base=self._run(f"base-{cell.seed}") / "checkpoint",
             model__positions=ARMS[cell.arm].positions,
             loss__summary_loss_weight=cell.weight,
@@ -207,7 +210,7 @@ class StudySteps:
         """A cell on all texts."""
         run = f"base-{cell.seed}" if cell.arm == "none" else cell.name
         tasks = ", ".join(
-            f"{name}: {{data: {found.data}, text: {name}, source: {{caption: {found.column}}}}}"
+            f"{name}: {{input: {found.input}, text: {name}, source: {{caption: {found.column}}}}}"
             for name, found in self.tests.items()
         )
         return Step(
@@ -227,7 +230,8 @@ class StudySteps:
             **settings,
             optim__learning_rate=self.settings.learning_rate,
             optim__per_worker_batch_size=self.settings.batch_size,
-            workers__count=self.settings.workers,
+            workers__count=self.settings.workers.count,
+            workers__use_gpu=str(self.settings.workers.use_gpu).lower(),
             workers__bf16=str(self.settings.bf16).lower(),
         )
 

@@ -28,6 +28,7 @@ from pipelines.common.entry import Progress, connect, run_entry
 from pipelines.common.parquet_set import ParquetSet, open_parquet
 from pipelines.common.settings import load_settings
 from pipelines.common.storage import Storage, explained, output_path
+from pipelines.common.workers import Workers
 from pipelines.data.publishing import Finished, add_counts, finish
 from pipelines.data.report import Histogram, Sample
 from pipelines.data.summaries import CONTEXT_LENGTH, check_strategies
@@ -46,10 +47,8 @@ class SummarizeSettings(SummaryColumns):
     """Directory or URI of the output."""
     rows_per_piece: PositiveInt = 2048
     """Rows that are done, and after a kill done again, as one."""
-    workers: PositiveInt = 1
-    """Processes that hold a model; strategies without one use all CPUs."""
-    use_gpu: bool = False
-    """One GPU for each of them."""
+    workers: Workers = Workers()
+    """Processes that hold a model, or vLLM engines; strategies without a model use all CPUs."""
     max_rejected_fraction: float = Field(0.01, ge=0, le=1)
     """Share of rows that may lack a caption before the job fails."""
     overwrite: bool = False
@@ -57,7 +56,7 @@ class SummarizeSettings(SummaryColumns):
     storage: Storage = Storage()
 
 
-NOT_OF_THE_OUTPUT = {"output", "storage", "overwrite", "max_rejected_fraction", "workers", "use_gpu"}
+NOT_OF_THE_OUTPUT = {"output", "storage", "overwrite", "max_rejected_fraction", "workers"}
 """Settings that say how the job runs, not what comes out: a run that stopped is finished with others."""
 
 VLLM_STAGE_CPUS = 5
@@ -89,13 +88,16 @@ def summarize(work: Workspace, settings: SummarizeSettings, data: ParquetSet, pr
     """Do what is left of the job, and publish its output; gives the manifest."""
     plan = work.planned("pieces", lambda _: data.pieces(settings.rows_per_piece))
     vllm = "vllm" in settings.strategies
-    connect(settings.vllm.concurrency + VLLM_STAGE_CPUS if vllm else settings.workers + 1)
+    connect(settings.workers.total_cpus + (VLLM_STAGE_CPUS if vllm else 1))
     limit = RejectedLimit(data.rows, settings.max_rejected_fraction)
     folder = work.folder("summarize")
     if vllm:
         from pipelines.data.summaries.vllm import vllm_summaries  # takes seconds to import, and is rarely needed
 
-        column, engines = settings.columns.caption, partial(vllm_summaries, settings=settings.vllm)
+        column, engines = (
+            settings.columns.caption,
+            partial(vllm_summaries, settings=settings.vllm, engines=settings.workers.count),
+        )
         generate(work, plan, column, settings.storage, progress, engines)
     task = AddSummaries(settings, settings.storage, folder, work.folder(STAGE), work.tree)
     results = run_units(
@@ -104,8 +106,7 @@ def summarize(work: Workspace, settings: SummarizeSettings, data: ParquetSet, pr
         plan,
         task,
         progress,
-        actors=settings.workers if settings.needs_model else None,
-        num_gpus=1 if settings.use_gpu else 0,
+        workers=settings.workers if settings.needs_model else None,
         on_result=limit.add,
     )
     limit.check()

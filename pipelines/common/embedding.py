@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import ray
 import torch
-from pydantic import PositiveInt
 from ray.data import ActorPoolStrategy, Dataset
 
 from longclip.checkpoint import Checkpoint, load_checkpoint
@@ -18,23 +17,9 @@ from longclip.text.perturbations import changer
 from longclip.tokenizer import tokenize
 from pipelines.common.model_inputs import ModelInputs, cell_texts
 from pipelines.common.rejected_rows import Columns
-from pipelines.common.settings import Settings
-from pipelines.common.storage import Storage
+from pipelines.common.workers import Workers
 
 BATCH_SIZE = 128
-
-
-class EmbeddingSettings(Settings):
-    """What every job that embeds a Parquet needs to know."""
-
-    data: str
-    """Parquet file, directory or URI with images and texts."""
-    columns: Columns = Columns()
-    storage: Storage = Storage()
-    workers: PositiveInt = 1
-    """Processes that hold the model."""
-    use_gpu: bool = False
-    """One GPU for each of them."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +41,7 @@ def embed_dataset(
     quarantine: Any,
     texts: Mapping[str, Reading] | None = None,
     keep: Sequence[str] = (),
-    workers: int = 1,
-    use_gpu: bool = False,
+    workers: Workers = Workers(),  # noqa: B008  immutable
 ) -> Dataset:
     """Embed the image, and any text columns, of every row.
 
@@ -71,7 +55,6 @@ def embed_dataset(
             do.
         keep: columns to hand on.
         workers: actors that hold the model.
-        use_gpu: one GPU for each.
 
     Returns:
         Rows with the id, `keep`, `image_embedding [D]` and, for each reading, `<name>_embedding [k, D]` of its k texts,
@@ -85,9 +68,9 @@ def embed_dataset(
         EmbedRows,
         fn_constructor_kwargs={"source": source, "key": columns.id, "texts": dict(texts), "keep": list(keep)},
         fn_constructor_args=[quarantine],
-        compute=ActorPoolStrategy(size=workers),
+        compute=ActorPoolStrategy(size=workers.count),
         batch_size=BATCH_SIZE,
-        num_gpus=1 if use_gpu else 0,
+        **workers.resources,
     )
 
 

@@ -7,6 +7,7 @@ import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -16,7 +17,7 @@ import pyarrow.fs as pafs
 from upath import UPath
 
 from longclip.errors import ConfigError, DataError, DiskFullError, one_line
-from pipelines.common.settings import Settings, storage_path
+from pipelines.common.settings import Settings
 
 READ_SECONDS, CONNECT_SECONDS = 60, 10
 S3 = ("s3", "s3a")
@@ -24,6 +25,10 @@ MAKE_ROOM = "make room and run the same command again"
 RETRIES = 9
 """Of one request. Their random pauses double, to 256 s in the mean together, so that no request of hundreds gives up
 within the half minute that a server takes to come back."""
+
+
+JOB_PACKAGE = "working_dir_files"
+"""Part of the path into which Ray unpacks the working directory of a submitted job."""
 
 
 class Storage(Settings):
@@ -59,6 +64,28 @@ class Storage(Settings):
         if self.endpoint_url:
             options["endpoint_url"] = self.endpoint_url
         return options
+
+
+def storage_path(field: str, value: str) -> str:
+    """A path that every process of a cluster understands: URIs unchanged, local paths made absolute.
+
+    A submitted job runs in a temporary copy of its working directory. A relative path would vanish with it, so it is
+    refused.
+
+    Raises:
+        ConfigError: the path is empty, or relative inside a submitted job.
+    """
+    if not value:
+        raise ConfigError(f"{field} is empty; give a path, e.g. --set {field}=/data/train")
+    if "://" in value:
+        return value
+    path = Path(value).expanduser()
+    if not path.is_absolute() and JOB_PACKAGE in os.getcwd():
+        raise ConfigError(
+            f"{field}='{value}' is relative, but a submitted job runs in a temporary copy of its working directory;"
+            f" give an absolute path or a URI, e.g. --set {field}=$PWD/{value}"
+        )
+    return str(path.absolute())
 
 
 def open_path(field: str, value: str, storage: Storage) -> UPath:

@@ -12,6 +12,7 @@ from upath import UPath
 from longclip.errors import DataError
 from pipelines.common.entry import Progress
 from pipelines.common.storage import explained
+from pipelines.common.workers import Workers
 from pipelines.data.workspace import Workspace, write_whole
 
 MAX_BLOCKS = 4000
@@ -31,8 +32,7 @@ def run_units(
     units: Sequence[dict[str, Any]],
     task: UnitTask,
     progress: Progress,
-    actors: int | None = None,
-    num_gpus: float = 0,
+    workers: Workers | None = None,
     on_result: Callable[[dict[str, Any]], None] = lambda result: None,
 ) -> list[dict[str, Any]]:
     """Do what is left of a stage, and give the results of all its units in their order.
@@ -46,8 +46,7 @@ def run_units(
         units: JSON values, the same in every run.
         task: travels to the workers.
         progress: prints how far it is.
-        actors: processes that keep the task (and the model it has loaded); None for tasks on any free CPU.
-        num_gpus: GPUs of each actor.
+        workers: processes that keep the task (and the model it has loaded); None for tasks on any free CPU.
         on_result: called with every result, also those of an earlier run; may raise to stop the job.
     """
     folder = work.folder(stage)
@@ -62,12 +61,12 @@ def run_units(
     pending = [unit for unit in pending if unit["number"] not in results]
     if pending:
         dataset = ray.data.from_items(pending, override_num_blocks=min(len(pending), MAX_BLOCKS))
-        if actors:
+        if workers:
             done = dataset.map_batches(
                 RunUnits,
                 fn_constructor_args=[task, folder],
-                compute=ActorPoolStrategy(size=actors),
-                num_gpus=num_gpus,
+                compute=ActorPoolStrategy(size=workers.count),
+                **workers.resources,
                 batch_size=1,
             )
         else:

@@ -5,12 +5,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pydantic import Field, PositiveInt
+from pydantic import Field
 from upath import UPath
 
 from pipelines.common.entry import connect
-from pipelines.common.settings import Settings, storage_path
-from pipelines.common.storage import Storage
+from pipelines.common.settings import Settings
+from pipelines.common.storage import Storage, storage_path
+from pipelines.common.workers import Workers
 from pipelines.evaluation.measuring import Measured, measure
 from pipelines.evaluation.tasks import Task, TaskSettings, open_task
 from pipelines.registry import tracking
@@ -21,13 +22,10 @@ class MeasureSettings(Settings):
     """What every job that measures needs to know."""
 
     tasks: dict[str, TaskSettings] = Field(min_length=1)
-    """What to measure, by name. Each has `data`, and may have protocol, kind (retrieval, zero_shot), text (long,
+    """What to measure, by name. Each has `input`, and may have protocol, kind (retrieval, zero_shot), text (long,
     short), classes, templates (simple, openai), source (as for prepare) and subset."""
     storage: Storage = Storage()
-    workers: PositiveInt = 1
-    """Processes that hold the model."""
-    use_gpu: bool = False
-    """One GPU for each of them."""
+    workers: Workers = Workers()
     max_rejected_fraction: float = Field(default=0.0, ge=0, le=1)
     """Share of rows that may be unusable. 0 by default: fewer candidates would flatter the figures."""
     cache: str = "~/.cache/longclip/models"
@@ -48,8 +46,7 @@ class MeasureJob:
         """A model, as `self.model` names it, on a task."""
         settings, scratch = self.settings, self.scratch / task.name
         scratch.mkdir(exist_ok=True)
-        share, workers, gpu = settings.max_rejected_fraction, settings.workers, settings.use_gpu
-        return measure(model, task, UPath(scratch), share, workers, gpu, long_text)
+        return measure(model, task, UPath(scratch), settings.max_rejected_fraction, settings.workers, long_text)
 
 
 @contextmanager
@@ -62,7 +59,7 @@ def measure_job(settings: MeasureSettings, directory: Path) -> Iterator[MeasureJ
             looked for there without `MLFLOW_TRACKING_URI`.
     """
     tasks = [open_task(name, task, settings.storage) for name, task in settings.tasks.items()]
-    connect(settings.workers + 2)
+    connect(settings.workers.total_cpus + 2)
     directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".measure.", dir=directory) as scratch:
         yield MeasureJob(settings, tasks, Path(scratch), tracking.tracking_uri(directory))

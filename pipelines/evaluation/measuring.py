@@ -25,6 +25,7 @@ from longclip.zero_shot import class_embeddings
 from pipelines.common.embedding import Reading, embed_dataset
 from pipelines.common.model_inputs import cell_texts
 from pipelines.common.rejected_rows import Columns, start_quarantine
+from pipelines.common.workers import Workers
 from pipelines.data.sources.source import Piece, Source
 from pipelines.evaluation.tasks import Task, label_classes, templates_of
 
@@ -134,7 +135,7 @@ def readings(task: Task, context_length: int, long_text: bool) -> dict[str, Read
 
 
 def measure(
-    model: str, task: Task, scratch: UPath, max_rejected_fraction: float, workers: int, use_gpu: bool, long_text: bool
+    model: str, task: Task, scratch: UPath, max_rejected_fraction: float, workers: Workers, long_text: bool
 ) -> Measured:
     """Embed a task's images and texts with a model and rank them.
 
@@ -144,7 +145,6 @@ def measure(
         scratch: existing directory that all nodes see.
         max_rejected_fraction: share of rows that may be unusable.
         workers: actors that hold the model.
-        use_gpu: one GPU for each of them.
         long_text: see `readings`.
 
     Raises:
@@ -164,18 +164,17 @@ def measure(
         texts=read,
         keep=["captions", *kinds] if task.is_zero_shot or kinds else [],
         workers=workers,
-        use_gpu=use_gpu,
     ).take_all()
     rows.sort(key=lambda row: row["id"])  # Ray Data keeps no order
     ids = [row["id"] for row in rows]
     if len(set(ids)) < len(ids):
         twice = next(key for before, key in pairwise(ids) if before == key)
-        raise DataError(f"tasks.{task.name}.data: id '{twice}' is there twice; name a unique one with source.id")
+        raise DataError(f"tasks.{task.name}.input: id '{twice}' is there twice; name a unique one with source.id")
     images = torch.from_numpy(np.stack([row["image_embedding"] for row in rows])) if rows else torch.zeros(0, 1)
     texts = None if task.is_zero_shot else sum(len(row[f"{WHOLE}_embedding"]) for row in rows)
     protocol = task.check_counts(len(ids), texts)
     if not ids:
-        raise DataError(f"tasks.{task.name}.data has no usable row")
+        raise DataError(f"tasks.{task.name}.input has no usable row")
     if task.is_zero_shot:
         names, labels = label_classes(task, [row["captions"][0] for row in rows])
         classes = class_embeddings(checkpoint, names, templates_of(task))

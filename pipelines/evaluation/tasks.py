@@ -44,9 +44,9 @@ class Protocol(Settings):
 
 
 class TaskSettings(Settings):
-    """One thing to measure: `--set tasks.urban1k.data=/data/Urban1k`."""
+    """One thing to measure: `--set tasks.urban1k.input=/data/Urban1k`."""
 
-    data: str
+    input: str
     """Directory, annotation file or Parquet of the set."""
     protocol: str | None = None
     """Name in protocols.yaml; empty takes the task's own name where there is one such, or else a user's own set."""
@@ -97,7 +97,7 @@ class Task:
         message = f"{found[wrong[0]]} of the {expected[wrong[0]]} {wrong[0]} of {self.pinned}"
         if not self.subset:
             raise DataError(
-                f"tasks.{self.name}.data has {message}; results would not be comparable. Complete the set, or measure"
+                f"tasks.{self.name}.input has {message}; results would not be comparable. Complete the set, or measure"
                 f" what is there with --set tasks.{self.name}.subset=true"
             )
         return f"NOT {self.pinned}: only {message}"
@@ -116,7 +116,7 @@ def open_task(name: str, settings: TaskSettings, storage: Storage) -> Task:
         ConfigError: the protocol is unknown, or a file of classes or templates.
         DataError: something the protocol expects is not there.
     """
-    field = f"tasks.{name}.data"
+    field = f"tasks.{name}.input"
     pinned = settings.protocol or (name if name in protocols() else None)
     if pinned is not None and pinned not in protocols():
         raise ConfigError(f"tasks.{name}.protocol='{pinned}' is unknown; known are {', '.join(protocols())}")
@@ -126,7 +126,7 @@ def open_task(name: str, settings: TaskSettings, storage: Storage) -> Task:
         source = SourceSettings.model_validate(given | protocol.source.model_dump(exclude_unset=True))
     except ValidationError as error:
         raise ConfigError(f"tasks.{name}.source: {error.errors()[0]['msg']}") from error
-    root = existing_path(field, settings.data, storage)
+    root = existing_path(field, settings.input, storage)
     with explained(field, root):
         annotations = _annotations(field, root, protocol)
         if source.images is None and root.is_dir():
@@ -190,7 +190,7 @@ def label_classes(task: Task, labels: list[str]) -> tuple[list[str], list[int]]:
     places |= {part: number for number, pair in enumerate(pairs) for part in pair}
     unknown = next((label for label in labels if label not in places), None)
     if unknown is not None:
-        raise DataError(f"tasks.{task.name}.data: label '{unknown}' is no class of {task.class_file.name}")
+        raise DataError(f"tasks.{task.name}.input: label '{unknown}' is no class of {task.class_file.name}")
     found = [places[label] for label in labels]
     kept: list[Any] = sorted(set(found)) if task.protocol.only_present_classes else list(range(len(pairs)))
     new = {number: place for place, number in enumerate(kept)}

@@ -18,6 +18,7 @@ from pipelines.common.model_inputs import cell_texts
 from pipelines.common.parquet_set import ParquetSet
 from pipelines.common.progress import tell_rows
 from pipelines.common.rejected_rows import Columns
+from pipelines.common.workers import Workers
 from pipelines.indexing.table import CONTENT, ID, MODEL, RESERVED, IndexTable, States, vector_column
 from pipelines.indexing.thumbnails import AddThumbnails
 
@@ -36,8 +37,7 @@ class Corpus:
     model: str
     """Where workers load the checkpoint from."""
     checkpoint_id: str
-    workers: int
-    use_gpu: bool
+    workers: Workers
 
     @property
     def metadata(self) -> list[str]:
@@ -88,7 +88,6 @@ def embed_changes(
         texts=reading,
         keep=[columns.caption, "thumbnail", CONTENT, *corpus.metadata],
         workers=corpus.workers,
-        use_gpu=corpus.use_gpu,
     )
     written = 0
     for batch in embedded.iter_batches(batch_size=commit_rows, batch_format="numpy"):

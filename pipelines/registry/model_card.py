@@ -36,7 +36,7 @@ def model_card(name: str, checkpoint: Path, results: Sequence[dict[str, Any]], m
         "reads": f"{context_length} tokens of text",
         "embeddings": f"{manifest['embedding_dim']} numbers, unit length, cosine similarity",
         "base": f"`{settings['model']['base']}`" if settings.get("model", {}).get("base") else "trained from scratch",
-        "data": f"`{settings['data']['train']}`" if settings.get("data") else "not recorded",
+        "data": f"`{settings['input']}`" if settings.get("input") else "not recorded",
     }
     parts = [f"# {name}", "An image-text model of the CLIP family that reads long text (Long-CLIP, arXiv 2403.15378)."]
     parts.append("\n".join(f"- {fact}: {value}" for fact, value in facts.items()))

@@ -67,7 +67,7 @@ class WindowReader:
 
     def _tables(self, window: Window) -> dict[int, pa.Table]:
         groups = np.unique(window.groups).tolist()
-        with explained("data.train", self.root), ThreadPoolExecutor(READERS) as pool:
+        with explained("input", self.root), ThreadPoolExecutor(READERS) as pool:
             return dict(zip(groups, pool.map(self._table, groups), strict=True))
 
     def _table(self, group: int) -> pa.Table:
@@ -87,7 +87,7 @@ class WindowReader:
             if not len(missing):
                 break
         else:
-            raise DataError(f"data.train='{self.root}': {len(rows)} rows that are read together are all unreadable")
+            raise DataError(f"input='{self.root}': {len(rows)} rows that are read together are all unreadable")
         order = np.argsort(np.concatenate([part.pop(PLACE) for part in parts]))
         return {name: np.concatenate([part[name] for part in parts])[order] for name in parts[0]}
 

@@ -54,19 +54,19 @@ class Source:
 
 
 def training_rows(settings: FinetuneSettings) -> Rows:
-    """The rows of `data.train` in all steps.
+    """The rows of `input` in all steps.
 
     Raises:
         DataError: they cannot be read, or are fewer than one global batch.
     """
     columns = _columns(settings)
-    data = open_parquet("data.train", settings.data.train, settings.storage, columns, split="train")
+    data = open_parquet("input", settings.input, settings.storage, columns, split="train")
     order = TrainingOrder(
         data.row_groups, settings.global_batch_size, settings.streams, settings.data.shuffle_window, settings.seed
     )
     if order.steps_per_epoch == 0:
         raise DataError(
-            f"data.train='{data.root}' has {data.rows} rows, fewer than one global batch of"
+            f"input='{data.root}' has {data.rows} rows, fewer than one global batch of"
             f" {settings.global_batch_size} ({settings.workers.count} workers x"
             f" optim.per_worker_batch_size={settings.optim.per_worker_batch_size}); give more rows or a smaller batch"
         )
@@ -74,7 +74,7 @@ def training_rows(settings: FinetuneSettings) -> Rows:
     again = max(data.row_groups) / window
     if again > READ_AGAIN_WARNING and order.windows_per_epoch > 1:
         print(
-            f"warning: data.train='{data.root}' has row groups of {max(data.row_groups)} rows, each of which is read"
+            f"warning: input='{data.root}' has row groups of {max(data.row_groups)} rows, each of which is read"
             f" about {again:.0f} times an epoch; prepare.py writes small ones, or raise data.shuffle_window",
             flush=True,
         )
@@ -85,21 +85,21 @@ def validation_rows(settings: FinetuneSettings) -> Rows | None:
     """The rows to validate on, the same at every checkpoint and on any number of workers; None where there are none.
 
     Raises:
-        DataError: `validation.data` cannot be read, or has fewer rows than `data.streams`.
+        DataError: `validation.input` cannot be read, or has fewer rows than `data.streams`.
         ConfigError: the settings ask for the best checkpoint, but there is nothing to validate on.
     """
     data = _validation_set(settings) if settings.validation.rows else None
     if data is None:
         if settings.checkpoints.publish == "best":
             raise ConfigError(
-                "checkpoints.publish=best needs rows to validate on: give validation.data, or a data.train with a split"
+                "checkpoints.publish=best needs rows to validate on: give validation.input, or an input with a split"
                 " 'val' and validation.rows above 0; or publish the last one"
             )
         return None
     steps = min(settings.validation.rows, data.rows) // settings.streams
     if not steps:
         raise DataError(
-            f"validation.data='{data.root}' or validation.rows={settings.validation.rows} has fewer rows than"
+            f"validation.input='{data.root}' or validation.rows={settings.validation.rows} has fewer rows than"
             f" data.streams={settings.streams}; give more rows, or set validation.rows=0"
         )
     order = TrainingOrder(data.row_groups, settings.streams, settings.streams, VALIDATION_WINDOW_ROWS, seed=0)
@@ -108,11 +108,11 @@ def validation_rows(settings: FinetuneSettings) -> Rows | None:
 
 def _validation_set(settings: FinetuneSettings) -> ParquetSet | None:
     columns, storage = _columns(settings), settings.storage
-    if settings.validation.data:
-        return open_parquet("validation.data", settings.validation.data, storage, columns, split="val")
-    if not manifest_of(existing_path("data.train", settings.data.train, storage)).get("splits", {}).get("val"):
+    if settings.validation.input:
+        return open_parquet("validation.input", settings.validation.input, storage, columns, split="val")
+    if not manifest_of(existing_path("input", settings.input, storage)).get("splits", {}).get("val"):
         return None
-    return open_parquet("data.train", settings.data.train, storage, columns, split="val")
+    return open_parquet("input", settings.input, storage, columns, split="val")
 
 
 def _columns(settings: FinetuneSettings) -> list[str]:

@@ -1,42 +1,44 @@
 """Settings of `finetune.py`."""
 
 import math
+from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
+import longclip.training
+from longclip.errors import ConfigError
 from longclip.training.freeze import TowerName
 from longclip.training.loss import LossConfig
 from longclip.training.pcm import Scope
 from pipelines.common.rejected_rows import Columns
-from pipelines.common.settings import Settings
+from pipelines.common.settings import Settings, merged, read_settings_file
 from pipelines.common.storage import Storage
+from pipelines.common.workers import Workers
+
+RECIPES = Path(longclip.training.__path__[0]) / "recipes"
 
 
 class Data(Settings):
-    """What is trained on."""
+    """How the rows are read."""
 
-    train: str
-    """Parquet file, directory or URI with image, caption and (for the summary loss) summary."""
-    max_rejected_fraction: float = Field(0.01, ge=0, le=1)
-    """Share of rows that may be unreadable before the run stops."""
     candidates: PositiveInt = 5
-    """Where a caption or summary is a list, so many of its texts are drawn from, another one each pass."""
+    """Maximum number of texts per cell, where a caption or summary is a list; one is sampled per epoch."""
     shuffle_window: PositiveInt = 1024
-    """Rows of a stream that are read together and shuffled, on top of the random order of the row groups."""
+    """Rows of a stream that are read together and shuffled, in addition to the random order of the row groups."""
     streams: PositiveInt | None = None
-    """Parts that the rows of an epoch are cut into; a worker reads whole ones. The rows of each step depend on this
-    number and not on the workers': a run may go on with any number of workers that divides it. Empty: workers.count, or
-    the least number that all of workers.min_count to workers.count divide."""
+    """Parts that the rows of an epoch are divided into; each worker reads whole ones. The rows of a step depend on this
+    number and not on the number of workers, so a run can resume with any number of workers that divides it. null:
+    workers.count, or the smallest number that every count from workers.min_count to workers.count divides."""
 
 
 class Validation(Settings):
     """Retrieval in both directions at every checkpoint, over all workers."""
 
-    data: str | None = None
-    """Parquet with the columns of data.train; empty takes the split `val` of data.train, where it has one."""
+    input: str | None = None
+    """Parquet with the columns of data.train; empty takes the split `val` of input, where it has one."""
     rows: int = Field(1000, ge=0)
-    """Rows to measure on, a sample that stays the same; 0 leaves the validation out."""
+    """Size of the fixed sample to measure on; 0 turns validation off."""
 
 
 class Tower(Settings):
@@ -115,16 +117,6 @@ class Loss(Settings):
         return LossConfig(**self.model_dump(exclude={"allow_small_batch"}))
 
 
-RECIPES: dict[str, dict[str, dict[str, Any]]] = {
-    "tuned": {},
-    "paper": {
-        "loss": {"summary_loss_weight": 1.0, "pca_scope": "local"},
-        "optim": {"learning_rate": 1e-6, "epochs": 6, "logit_scale": 100.0},
-    },
-}
-"""Where a recipe differs from the defaults."""
-
-
 class Optim(Settings):
     """Optimisation."""
 
@@ -151,20 +143,16 @@ class Optim(Settings):
     """Temperature (exponentiated) to start from; empty keeps the base's. The official recipe restarts at 100."""
 
 
-class Workers(Settings):
-    """Training processes."""
+class TrainingWorkers(Workers):
+    """Training processes. The cluster needs a few more CPUs for the data pipeline."""
 
     count: PositiveInt = 2
-    """Number of workers."""
+    """Number of processes."""
     min_count: PositiveInt | None = None
-    """Go on with so many workers when machines are lost, and with more when they come back. The global batch stays:
-    each worker then has a larger part of it. Empty: wait for the lost ones."""
+    """Continue with as few workers as this when machines are lost, and with more when they come back. The global batch
+    stays the same: each worker takes a larger share. null: wait for the lost ones."""
     max_failures: int = Field(3, ge=0)
-    """Times that the workers are started again, from the last checkpoint, after one was lost."""
-    use_gpu: bool = False
-    """One GPU per worker."""
-    cpus: PositiveInt = 1
-    """Logical CPUs per worker. The cluster needs some more for the data pipeline."""
+    """Maximum number of worker restarts, each from the last checkpoint, after one was lost."""
     bf16: bool = False
     """Autocast to bfloat16; the losses and PCM stay in float32."""
     strategy: Literal["ddp", "fsdp"] = "ddp"
@@ -193,15 +181,19 @@ class Checkpoints(Settings):
 class FinetuneSettings(Settings):
     """Everything that defines a run."""
 
-    recipe: Literal["tuned", "paper"] = "tuned"
-    """Defaults: what later studies found better (tuned), or the official code's values (paper: components of each
-    worker's own batch, unweighted losses, learning rate 1e-6, 6 epochs, temperature restarted at 100)."""
-    data: Data
+    recipe: str = "tuned"
+    """Values of `loss` and `optim` below your own: `tuned` (what studies after the paper found better), `paper` (the
+    official code's), or a path to a YAML file. The named ones are in longclip/training/recipes/."""
+    input: str
+    """Parquet file, directory or URI with image, caption and (for the summary loss) summary."""
+    max_rejected_fraction: float = Field(0.01, ge=0, le=1)
+    """Share of rows that may be unreadable before the run stops."""
+    data: Data = Data()
     columns: Columns = Columns()
     model: Model = Model()
     loss: Loss = Loss()
     optim: Optim = Optim()
-    workers: Workers = Workers()
+    workers: TrainingWorkers = TrainingWorkers()
     validation: Validation = Validation()
     checkpoints: Checkpoints = Checkpoints()
     output: str = "var/finetune"
@@ -214,15 +206,23 @@ class FinetuneSettings(Settings):
     seed: int = Field(0, ge=0)
     """Seed of initial weights and of the data's order."""
 
-    @model_validator(mode="before")
     @classmethod
-    def _apply_recipe(cls, values: Any) -> Any:
-        """What is set explicitly beats the recipe."""
-        if not isinstance(values, dict):
-            return values
-        recipe = RECIPES.get(str(values.get("recipe")), {})
-        groups = {name: group | values[name] for name, group in recipe.items() if isinstance(values.get(name), dict)}
-        return recipe | values | groups
+    def with_presets(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """The recipe's values, and above them those that are given.
+
+        Raises:
+            ConfigError: the recipe does not exist, or sets something other than `loss` and `optim`.
+        """
+        recipe = str(values.get("recipe", cls.model_fields["recipe"].default))
+        path = Path(recipe) if recipe.endswith((".yaml", ".yml")) else RECIPES / f"{recipe}.yaml"
+        if not path.is_file():
+            known = ", ".join(sorted(file.stem for file in RECIPES.glob("*.yaml")))
+            raise ConfigError(f"recipe='{recipe}' does not exist; give one of {known}, or a path to a YAML file")
+        preset = read_settings_file(cls, "recipe", path)
+        if other := preset.keys() - {"loss", "optim"}:
+            raise ConfigError(f"recipe '{path}' sets '{min(other)}'; a recipe sets only loss and optim")
+        print(f"recipe: {path}", flush=True)
+        return merged(preset, values)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -310,8 +310,9 @@ class FinetuneSettings(Settings):
 
     def identity(self) -> dict[str, Any]:
         """What a run's parameters depend on. The number of workers is no part of it, nor how they divide a batch."""
-        values = self.model_dump(mode="json", exclude={"log_every_steps", "experiment", "storage", "output"})
-        values["data"] |= {"streams": self.streams, "max_rejected_fraction": None}
+        elsewhere = {"log_every_steps", "experiment", "storage", "output", "max_rejected_fraction"}
+        values = self.model_dump(mode="json", exclude=elsewhere)
+        values["data"]["streams"] = self.streams
         values["optim"] |= {
             "per_worker_batch_size": None,
             "chunk_size": None,

@@ -84,7 +84,7 @@ def ray_batches(path: Path) -> Iterator[Batch]:
     texts = {"caption": 1, "summary": 1}
     quarantine = start_quarantine(data.rows, 0.0)
     inputs = ModelInputs(Columns(), texts, ImageTransform(SIDE), None, CONTEXT_LENGTH, quarantine, keep=[PLACE])
-    order = TrainingOrder(data.row_groups, BATCH, streams=1, window_rows=Data(train="").shuffle_window, seed=0)
+    order = TrainingOrder(data.row_groups, BATCH, streams=1, window_rows=Data().shuffle_window, seed=0)
     free = ray.cluster_resources()
     memory = OBJECT_STORE_SHARE * free["object_store_memory"]
     yield from feed(

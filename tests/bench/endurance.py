@@ -149,7 +149,7 @@ class Server:
         columns: dict[str, Any] = {"id": [f"scene/{seed}" for seed in range(self.items)]}
         columns |= {"image": [image for image, _ in scenes], "caption": [caption for _, caption in scenes]}
         pq.write_table(pa.table(columns), self.rows)
-        settings = [f"data={self.rows}", f"model={self.truths[number].model}", f"output={self.index}"]
+        settings = [f"input={self.rows}", f"model={self.truths[number].model}", f"output={self.index}"]
         with open(self.directory / "embed.log", "a") as log, contextlib.redirect_stdout(log):
             embed.main([part for setting in settings for part in ("--set", setting)])
         self.truths[number].add_version(version_manifests(self.index)[-1].version, self.items)

@@ -64,7 +64,7 @@ def train(cluster: Cluster, data: str, output: Path) -> Job:
     """Start a training with a worker on each of two machines."""
     return cluster.submit(
         "finetune",
-        data__train=data,
+        input=data,
         data__shuffle_window=48,
         model__base=cluster.directory / "base",
         optim__per_worker_batch_size=GLOBAL_BATCH // 2,
@@ -97,7 +97,7 @@ def served(cluster: Cluster, summarized: str, undisturbed: Path) -> None:
     assert "models:/longclip/1, alias champion, at http://mlflow:5000" in registered
     embedded = cluster.submit(
         "embed",
-        data=summarized,
+        input=summarized,
         model="models:/longclip@champion",
         cache=cluster.directory / "cache",
         output="s3://data/index",

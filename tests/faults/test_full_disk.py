@@ -71,12 +71,12 @@ def test_an_index_keeps_its_version_and_is_finished_later(
     index = disk / "index"
     settings = [f"model={tiny_checkpoint_dir}", f"output={index}", f"cache={tmp_path}/cache", "commit_rows=64"]
     few, many = (write_rows(tmp_path / f"{rows}.parquet", rows=rows) for rows in (20, 400))
-    run(embed.main, f"data={few}", *settings)
+    run(embed.main, f"input={few}", *settings)
     with full_but_for(disk, 2**19):
-        run(embed.main, f"data={many}", *settings, full=True)
+        run(embed.main, f"input={many}", *settings, full=True)
         assert [manifest.count for manifest in version_manifests(index)] == [20]
         assert len(PublishedIndex.open(version_directory(index, 1)).shards[0]) == 20
-    line = run(embed.main, f"data={many}", *settings)
+    line = run(embed.main, f"input={many}", *settings)
     assert int(line.split(" unchanged")[0].split()[-1]) > 20, "what was committed is not done again"
     assert PublishedIndex.open(version_directory(index, 2)).manifest.count == 400
     assert not [path for path in index.rglob("*") if path.name.startswith(".")]
@@ -96,7 +96,7 @@ def test_training_goes_on_from_its_last_whole_checkpoint(
 ) -> None:
     output = disk / "run"
     settings = [
-        f"data.train={write_rows(tmp_path / 'rows.parquet', rows=32)}", f"model.base={tiny_checkpoint_dir}",
+        f"input={write_rows(tmp_path / 'rows.parquet', rows=32)}", f"model.base={tiny_checkpoint_dir}",
         "model.positions=keep", "optim.per_worker_batch_size=4", "optim.epochs=1", "workers.count=1",
         "loss.allow_small_batch=true", "checkpoints.every_steps=2", "workers.max_failures=1", f"output={output}",
     ]  # fmt: skip

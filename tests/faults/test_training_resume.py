@@ -38,8 +38,8 @@ class Training:
     ) -> None:
         self.output = folder / output
         settings = [
-            f"data.train={folder / 'rows.parquet'}",
-            f"validation.data={folder / 'rows.parquet'}",
+            f"input={folder / 'rows.parquet'}",
+            f"validation.input={folder / 'rows.parquet'}",
             f"model.base={folder / 'base'}",
             f"output={self.output}",
             f"optim.per_worker_batch_size={GLOBAL_BATCH // workers}",

@@ -56,8 +56,8 @@ def results(data: Path, tiny_checkpoint_dir: Path, tmp_path_factory: pytest.Temp
         output,
         models={"first": tiny_checkpoint_dir, "second": tiny_checkpoint_dir},
         tasks={
-            "captions": {"data": str(data)},
-            "animals": {"data": str(data), "kind": "zero_shot", "source": {"label": "label"}},
+            "captions": {"input": str(data)},
+            "animals": {"input": str(data), "kind": "zero_shot", "source": {"label": "label"}},
         },
     )
     return output
@@ -184,7 +184,7 @@ def test_a_protocol_is_measured_only_where_it_is_whole(
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(content)
     models = {"tuned": tiny_checkpoint_dir}
-    task = {"data": str(tmp_path / "urban")}
+    task = {"input": str(tmp_path / "urban")}
     with pytest.raises(DataError, match="has 4 of the 1000 images of urban1k"):
         run(tmp_path / "bench", models=models, tasks={"urban1k": task})
     assert not (tmp_path / "bench").exists()
@@ -206,7 +206,7 @@ def test_a_protocol_is_measured_only_where_it_is_whole(
 def test_official_weights_are_converted_once(tmp_path: Path, data: Path, vectors: Path) -> None:
     weights = tmp_path / "tiny.safetensors"
     shutil.copy(vectors / "openai_tiny_clip.safetensors", weights)
-    run(tmp_path / "bench", models={"official": weights}, tasks={"captions": {"data": str(data)}}, long_text=False)
+    run(tmp_path / "bench", models={"official": weights}, tasks={"captions": {"input": str(data)}}, long_text=False)
     (converted,) = (tmp_path / "cache" / "converted").iterdir()
     figures = json.loads((tmp_path / "bench" / "captions.json").read_text())["models"]["official"]
     assert figures["context_length"] == load_checkpoint(converted).context_length
@@ -217,7 +217,7 @@ def test_ids_that_are_there_twice_are_refused(tmp_path: Path, tiny_checkpoint_di
     path = tmp_path / "x.parquet"
     pq.write_table(pa.table({"id": ["a", "b", "a"], "image": [picture(0)] * 3, "caption": ["x", "y", "z"]}), path)
     with pytest.raises(DataError, match="id 'a' is there twice"):
-        run(tmp_path / "bench", models={"m": tiny_checkpoint_dir}, tasks={"mine": {"data": str(path)}})
+        run(tmp_path / "bench", models={"m": tiny_checkpoint_dir}, tasks={"mine": {"input": str(path)}})
 
 
 def test_models_that_were_asked_different_queries_are_not_compared(results: Path) -> None:

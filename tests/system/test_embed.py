@@ -45,7 +45,7 @@ def two(ray_cluster: None, tiny_checkpoint_dir: Path, tmp_path_factory: pytest.T
     """A directory with two rows and an index of them, which stays as it is."""
     folder = tmp_path_factory.mktemp("two")
     rows = write_rows(folder / "rows.parquet", rows=2)
-    embed.main(["--set", f"data={rows}", "--set", f"model={tiny_checkpoint_dir}", "--set", f"output={folder}/index"])
+    embed.main(["--set", f"input={rows}", "--set", f"model={tiny_checkpoint_dir}", "--set", f"output={folder}/index"])
     return folder
 
 
@@ -75,7 +75,7 @@ def assert_same_items(first: PublishedIndex, second: PublishedIndex) -> None:
 
 def test_an_index_holds_what_the_library_computes(run: Embed, tmp_path: Path, tiny_checkpoint: Checkpoint) -> None:
     rows = write_rows(tmp_path / "rows.parquet", rows=20, year=list(range(1990, 2010)))
-    line = run(f"data={rows}", "metadata=[year]")
+    line = run(f"input={rows}", "metadata=[year]")
     assert "embed: 20 rows in, 20 out, 0 rejected" in line
     assert "20 embedded, 0 unchanged, 0 deleted" in line
     assert "version 1 published, 20 items, engine exact" in line
@@ -93,22 +93,22 @@ def test_an_index_holds_what_the_library_computes(run: Embed, tmp_path: Path, ti
 
 def test_only_what_changed_is_embedded_again(run: Embed, tmp_path: Path) -> None:
     rows = write_rows(tmp_path / "rows.parquet", rows=12)
-    run(f"data={rows}")
-    assert "0 embedded, 12 unchanged, 0 deleted" in (line := run(f"data={rows}"))
+    run(f"input={rows}")
+    assert "0 embedded, 12 unchanged, 0 deleted" in (line := run(f"input={rows}"))
     assert "version 1 as before, 12 items" in line
     table = pq.read_table(rows).to_pylist()
     table[3]["caption"] = "Something else is written here."
     table[7]["image"] = picture(99)
     new = [*table[:10], {**table[0], "id": "new"}]
     pq.write_table(pq.read_table(rows).from_pylist(new), rows)
-    line = run(f"data={rows}")
+    line = run(f"input={rows}")
     assert "embed: 11 rows in, 11 out, 0 rejected" in line
     assert "3 embedded, 8 unchanged, 0 deleted" in line
     assert "version 2 published, 13 items" in line, "what the data does not have stays"
     found = content(newest(tmp_path / "index"))
     assert found["row-003"][0] == "Something else is written here."
     np.testing.assert_allclose(found["new"][1:], found["row-000"][1:], atol=1e-5)
-    line = run(f"data={rows}", "delete_missing=true")
+    line = run(f"input={rows}", "delete_missing=true")
     assert "0 embedded, 11 unchanged, 2 deleted" in line
     assert set(content(newest(tmp_path / "index"))) == {row["id"] for row in new}
     assert "1 deleted" in (line := run("delete=[row-001, nobody]"))
@@ -122,12 +122,12 @@ def test_another_model_makes_all_vectors_anew_and_the_old_version_stays(
     other = tmp_path / "other"
     torch.manual_seed(1)
     save_checkpoint(new_model(tiny_config()), other, {"origin": "test"})
-    run(f"data={rows}")
+    run(f"input={rows}")
     before = newest(tmp_path / "index")
     half = write_rows(tmp_path / "half.parquet", rows=4)
     with pytest.raises(DataError, match=r"4 of 8 items, the first 'row-00\d', were made with another checkpoint_id"):
-        run(f"data={half}", model=other)
-    assert "4 embedded, 4 unchanged" in run(f"data={rows}", model=other)
+        run(f"input={half}", model=other)
+    assert "4 embedded, 4 unchanged" in run(f"input={rows}", model=other)
     first, second = version_manifests(tmp_path / "index")
     assert (first.checkpoint_id, second.checkpoint_id) == (checkpoint_id(tiny_checkpoint_dir), checkpoint_id(other))
     assert_same_items(PublishedIndex.open(version_directory(tmp_path / "index", 1)), before)
@@ -135,9 +135,9 @@ def test_another_model_makes_all_vectors_anew_and_the_old_version_stays(
 
 def test_rows_that_cannot_be_read_any_more_leave_the_index(run: Embed, tmp_path: Path) -> None:
     rows = write_rows(tmp_path / "rows.parquet", rows=10)
-    run(f"data={rows}")
+    run(f"input={rows}")
     write_rows(rows, rows=10, broken=(2,))
-    line = run(f"data={rows}", "max_rejected_fraction=0.1")
+    line = run(f"input={rows}", "max_rejected_fraction=0.1")
     assert "embed: 10 rows in, 9 out, 1 rejected" in line
     assert "0 embedded, 9 unchanged, 1 deleted" in line
     (rejected,) = pq.read_table(tmp_path / "index" / "quarantine.parquet").to_pylist()
@@ -148,12 +148,12 @@ def test_rows_that_cannot_be_read_any_more_leave_the_index(run: Embed, tmp_path:
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
-        (["data="], ConfigError, "data is empty"),
-        (["data={rows}", "metadata=[image]"], DataError, r"column 'image' \(binary\) cannot be kept"),
-        (["data={rows}", "metadata=[caption]"], DataError, "column 'caption' .* cannot be kept"),
-        (["data={rows}", "metadata=[colour]"], DataError, "column 'colour' is missing"),
-        (["data={rows}", "metadata=[summary]"], ConfigError, "column 'summary' of the index is missing, with these"),
-        (["data={rows}", "caption_vectors=false"], ConfigError, "column 'caption_embedding' of the index is fixed"),
+        (["input="], ConfigError, "give a Parquet to embed"),
+        (["input={rows}", "metadata=[image]"], DataError, r"column 'image' \(binary\) cannot be kept"),
+        (["input={rows}", "metadata=[caption]"], DataError, "column 'caption' .* cannot be kept"),
+        (["input={rows}", "metadata=[colour]"], DataError, "column 'colour' is missing"),
+        (["input={rows}", "metadata=[summary]"], ConfigError, "column 'summary' of the index is missing, with these"),
+        (["input={rows}", "caption_vectors=false"], ConfigError, "column 'caption_embedding' of the index is fixed"),
         (["delete=[row-000, row-001]"], DataError, "has no items"),
     ],
 )
@@ -166,7 +166,7 @@ def test_mistakes(two: Path, run: Embed, settings: list[str], error: type[Except
 
 def test_large_indexes_get_structures_in_shards_that_pass_the_gate(run: Embed, tmp_path: Path) -> None:
     rows = write_rows(tmp_path / "rows.parquet", rows=150)
-    settings = [f"data={rows}", "exact_rows=40", "shard_rows=60"]
+    settings = [f"input={rows}", "exact_rows=40", "shard_rows=60"]
     assert "150 items, engine ivf" in run(*settings)
     index = newest(tmp_path / "index")
     manifest = index.manifest
@@ -187,7 +187,7 @@ def test_a_run_that_is_killed_goes_on_behind_its_last_commit(
     rows = write_rows(tmp_path / "rows.parquet", rows=400)
     directory = tmp_path / "killed"
     command = [sys.executable, "pipelines/embed.py"]
-    settings = [f"data={rows}", f"model={tiny_checkpoint_dir}", f"output={directory}", f"cache={tmp_path}/cache"]
+    settings = [f"input={rows}", f"model={tiny_checkpoint_dir}", f"output={directory}", f"cache={tmp_path}/cache"]
     command += [part for setting in [*settings, "commit_rows=32"] for part in ("--set", setting)]
     written = 0
     for _ in range(2):
@@ -203,10 +203,10 @@ def test_a_run_that_is_killed_goes_on_behind_its_last_commit(
             kill_driver(process)
         written += 3 * 32
         assert version_manifests(directory) == []
-    line = run(f"data={rows}", f"output={directory}", "commit_rows=32")
+    line = run(f"input={rows}", f"output={directory}", "commit_rows=32")
     embedded = int(line.split(" embedded")[0].split()[-1])
     assert 0 < embedded <= 400 - written
-    undisturbed = run(f"data={rows}")
+    undisturbed = run(f"input={rows}")
     assert "400 embedded" in undisturbed
     assert_same_items(newest(directory), newest(tmp_path / "index"))
 
@@ -214,7 +214,7 @@ def test_a_run_that_is_killed_goes_on_behind_its_last_commit(
 @pytest.mark.slow
 def test_two_at_once_do_not_mix(run: Embed, tmp_path: Path, tiny_checkpoint_dir: Path) -> None:
     rows = write_rows(tmp_path / "rows.parquet", rows=1200)
-    settings = [f"data={rows}", f"model={tiny_checkpoint_dir}", f"output={tmp_path}/index", f"cache={tmp_path}/cache"]
+    settings = [f"input={rows}", f"model={tiny_checkpoint_dir}", f"output={tmp_path}/index", f"cache={tmp_path}/cache"]
     command = [sys.executable, "pipelines/embed.py"]
     command += [part for setting in [*settings, "commit_rows=8"] for part in ("--set", setting)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=ROOT, text=True) as process:
@@ -223,7 +223,7 @@ def test_two_at_once_do_not_mix(run: Embed, tmp_path: Path, tiny_checkpoint_dir:
             if "rows embedded and written" in printed:
                 break
         with pytest.raises(ConfigError, match="is being written by another job"):
-            run(f"data={rows}")
+            run(f"input={rows}")
         rest = process.stdout.read()
     assert process.returncode == 0, rest
     assert "version 1 published, 1200 items" in rest
@@ -246,14 +246,14 @@ def test_an_index_in_object_storage(
     rows = write_rows(tmp_path / "rows.parquet", rows=40)
     place = "s3://indexes/corpus"
     command = [sys.executable, "pipelines/embed.py"]
-    settings = [f"data={rows}", f"model={tiny_checkpoint_dir}", f"output={place}", f"cache={tmp_path}/cache"]
+    settings = [f"input={rows}", f"model={tiny_checkpoint_dir}", f"output={place}", f"cache={tmp_path}/cache"]
     settings += ["exact_rows=30"]
     command += [part for setting in settings for part in ("--set", setting)]
-    for version, extra in ((1, []), (2, ["--set", "delete=[row-003]", "--set", "data="])):
+    for version, extra in ((1, []), (2, ["--set", "delete=[row-003]", "--set", "input="])):
         done = subprocess.run([*command, *extra], capture_output=True, text=True, cwd=ROOT, check=False)
         assert f"version {version} published" in done.stdout, done.stdout[-500:] + done.stderr[-2000:]
     assert {path.name for path in UPath(place).iterdir()} >= {"table.lance", "published"}
-    run(f"data={rows}")
+    run(f"input={rows}")
     found = find_index(place, checkpoint_id(tiny_checkpoint_dir), str(tmp_path / "served"))
     assert (found.manifest.version, found.manifest.count, found.manifest.engine["name"]) == (2, 39, "ivf")
     assert "row-003" not in content(open_index(found))

@@ -63,19 +63,19 @@ def write_rows(path: Path, rows: int = 12, broken: tuple[int, ...] = (), **chang
 @pytest.mark.parametrize(
     ("name", "settings", "code", "expected"),
     [
-        ("finetune", ["data.train={dir}/none", "model.base={base}"], 3, "data.train='{dir}/none' does not exist"),
-        ("finetune", ["data.train={text_only}", "model.base={base}"], 3, "column 'image' is missing"),
-        ("finetune", ["data.train={empty}", "model.base={base}"], 3, "has no rows"),
-        ("finetune", ["data.train={rows}", "model.base={base}"], 3, "fewer than one global batch"),
-        ("finetune", ["data.train={rows}", "model.base={model}"], 4, "already; set model.positions=keep"),
-        ("finetune", ["data.train={rows}", "model.base={dir}/none"], 4, "does not exist"),
-        ("finetune", ["data.train={rows}", "model.base={bert}"], 4, "is a 'bert' model, not a CLIP"),
-        ("finetune", ["data.train={rows}", "model.bass=x"], 2, "did you mean 'model.base'?"),
-        ("benchmark", ["models={{a: {model}}}", "tasks.x.data={rows}", "tasks.x.source.caption=q"], 3, "column ('q')"),
-        ("benchmark", ["models={{a: {model}}}", "tasks.x.data={note}"], 3, "no layout that can be told by its files"),
-        ("benchmark", ["models={{a: {model}}}", "tasks.x.data={rows}", "base=b"], 2, "base names 'b'; known are a"),
-        ("embed", ["data={text_only}", "model={model}"], 3, "column 'image' is missing"),
-        ("embed", ["data={rows}", "model={note}"], 4, "no weights file (safetensors, PyTorch or TorchScript)"),
+        ("finetune", ["input={dir}/none", "model.base={base}"], 3, "input='{dir}/none' does not exist"),
+        ("finetune", ["input={text_only}", "model.base={base}"], 3, "column 'image' is missing"),
+        ("finetune", ["input={empty}", "model.base={base}"], 3, "has no rows"),
+        ("finetune", ["input={rows}", "model.base={base}"], 3, "fewer than one global batch"),
+        ("finetune", ["input={rows}", "model.base={model}"], 4, "already; set model.positions=keep"),
+        ("finetune", ["input={rows}", "model.base={dir}/none"], 4, "does not exist"),
+        ("finetune", ["input={rows}", "model.base={bert}"], 4, "is a 'bert' model, not a CLIP"),
+        ("finetune", ["input={rows}", "model.bass=x"], 2, "did you mean 'model.base'?"),
+        ("benchmark", ["models={{a: {model}}}", "tasks.x.input={rows}", "tasks.x.source.caption=q"], 3, "column ('q')"),
+        ("benchmark", ["models={{a: {model}}}", "tasks.x.input={note}"], 3, "no layout that can be told by its files"),
+        ("benchmark", ["models={{a: {model}}}", "tasks.x.input={rows}", "base=b"], 2, "base names 'b'; known are a"),
+        ("embed", ["input={text_only}", "model={model}"], 3, "column 'image' is missing"),
+        ("embed", ["input={rows}", "model={note}"], 4, "no weights file (safetensors, PyTorch or TorchScript)"),
         ("summarize", ["input={rows}", "output={dir}/out", "strategy=best"], 2, "setting 'strategy' = 'best'"),
         ("summarize", ["input={rows}", "output={dir}/out", "columns.caption=text"], 3, "column 'text' is missing"),
         ("register", ["checkpoint={dir}/none"], 4, "does not exist"),
@@ -119,7 +119,7 @@ def test_help_teaches_and_a_mistake_ends_the_process_with_its_code() -> None:
     assert "ray job submit" in shown.stdout
     wrong = subprocess.run([*command, "--set", "data.trian=x"], capture_output=True, text=True, cwd=ROOT, check=False)
     assert wrong.returncode == ConfigError.exit_code
-    assert "did you mean 'data.train'?" in wrong.stderr
+    assert "did you mean 'input'?" in wrong.stderr
     assert "Traceback" not in wrong.stderr
 
 
@@ -136,7 +136,7 @@ def test_unreadable_images_are_quarantined_and_counted(
     run: Callable[..., tuple[int, str, str]], ray_cluster: None, tmp_path: Path, tiny_checkpoint_dir: Path
 ) -> None:
     rows = write_rows(tmp_path / "rows.parquet", rows=30, broken=(4, 17))
-    settings = [f"data={rows}", f"model={tiny_checkpoint_dir}", f"output={tmp_path}/index", f"cache={tmp_path}/cache"]
+    settings = [f"input={rows}", f"model={tiny_checkpoint_dir}", f"output={tmp_path}/index", f"cache={tmp_path}/cache"]
     code, _, err = run("embed", *settings)
     assert code == DataError.exit_code
     assert "more than max_rejected_fraction=0.01 allows" in err
@@ -157,7 +157,7 @@ def test_double_ids_never_become_an_index(
     run: Callable[..., tuple[int, str, str]], ray_cluster: None, tmp_path: Path, tiny_checkpoint_dir: Path
 ) -> None:
     rows = write_rows(tmp_path / "rows.parquet", rows=4, id=["a", "b", "a", "c"])
-    code, _, err = run("embed", f"data={rows}", f"model={tiny_checkpoint_dir}", f"output={tmp_path}/index")
+    code, _, err = run("embed", f"input={rows}", f"model={tiny_checkpoint_dir}", f"output={tmp_path}/index")
     assert code == DataError.exit_code
     assert "id 'a' occurs more than once" in err
     assert version_manifests(tmp_path / "index") == []
@@ -188,7 +188,7 @@ def test_a_run_whose_gradients_are_not_finite_ends_with_what_to_change(
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     rows = write_rows(tmp_path / "rows.parquet", rows=64)
-    settings = [f"data.train={rows}", f"model.base={base_dir}", f"output={tmp_path}/run", "workers.count=1"]
+    settings = [f"input={rows}", f"model.base={base_dir}", f"output={tmp_path}/run", "workers.count=1"]
     optim = ["optim.per_worker_batch_size=8", "optim.chunk_size=4", "loss.allow_small_batch=true"]
     hopeless = ["optim.learning_rate=1e30", "optim.warmup_steps=0", "optim.max_skipped_steps=1", "log_every_steps=1"]
     code, out, err = run("finetune", *settings, *optim, *hopeless)
@@ -227,7 +227,7 @@ def test_the_whole_way_from_scenes_to_a_registered_model(
     small = ["model.architecture.text.layers=1", "model.architecture.vision.layers=1", "optim.epochs=1"]
     step(sample_data.main, *sets("rows=96", f"output={tmp_path}/scenes"))
     base = ["--config", str(configs / "demo_base.yaml")]
-    base += sets(f"data.train={tmp_path}/scenes", f"output={tmp_path}/base", "optim.per_worker_batch_size=20", *small)
+    base += sets(f"input={tmp_path}/scenes", f"output={tmp_path}/base", "optim.per_worker_batch_size=20", *small)
     out = step(finetune.main, *base)
     assert "80 pairs seen, 80 of 96 rows a pass" in out, "the rows of the incomplete last batch must be said"
     assert load_checkpoint(tmp_path / "base" / "checkpoint").context_length == 77
@@ -235,7 +235,7 @@ def test_the_whole_way_from_scenes_to_a_registered_model(
     both = "strategy=[extractive, drop_first]"
     step(summarize.main, *sets(f"input={tmp_path}/scenes", f"output={tmp_path}/summarized", both))
     tuned = ["--config", str(configs / "demo_finetune.yaml")]
-    tuned += sets(f"data.train={tmp_path}/summarized", f"model.base={tmp_path}/base/checkpoint")
+    tuned += sets(f"input={tmp_path}/summarized", f"model.base={tmp_path}/base/checkpoint")
     tuned += sets(f"output={tmp_path}/tuned", "optim.per_worker_batch_size=20", "optim.epochs=1")
     step(finetune.main, *tuned)
     checkpoint = tmp_path / "tuned" / "checkpoint"

@@ -126,12 +126,11 @@ def test_the_configuration_is_rays(vllm: None) -> None:
     settings = Vllm(
         model="org/name",
         engine_kwargs={"max_model_len": 4096, "tensor_parallel_size": 2},
-        concurrency=3,
         batch_size=8,
         accelerator_type="H100",
     )
     before = json.dumps(settings.engine_kwargs)
-    config = vllm_config(settings)
+    config = vllm_config(settings, engines=3)
     assert (config.model_source, config.concurrency, config.batch_size) == ("org/name", 3, 8)
     assert config.should_continue_on_error
     assert config.engine_kwargs["max_model_len"] == 4096

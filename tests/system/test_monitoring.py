@@ -172,9 +172,9 @@ def test_every_metric_that_is_asked_for_is_exported(
         assert search(client).status_code == 200
         assert client.post("/v1/embeddings", json={"input": [CAPTION] * 2}).status_code == 200
         run_job(prepare, f"input={rows}", f"output={tmp_path}/clean", "val_fraction=0.1")
-        settings = [f"data={rows}", f"model={tiny_checkpoint_dir}", f"output={tmp_path}/index"]
+        settings = [f"input={rows}", f"model={tiny_checkpoint_dir}", f"output={tmp_path}/index"]
         run_job(embed, *settings, f"cache={tmp_path}/cache")
-        settings = [f"data.train={rows}", f"validation.data={rows}", f"model.base={tiny_checkpoint_dir}"]
+        settings = [f"input={rows}", f"validation.input={rows}", f"model.base={tiny_checkpoint_dir}"]
         settings += ["model.positions=keep", f"output={tmp_path}/run", "loss.pca_dim=2", "optim.epochs=4"]
         settings += ["optim.per_worker_batch_size=16", "checkpoints.every_steps=6", "log_every_steps=3"]
         run_job(finetune, *settings, "data.streams=1", "workers.count=1")

@@ -206,7 +206,7 @@ def test_images_of_evaluation_sets_are_left_out(run: Run, tmp_path: Path) -> Non
     evaluation += [{"id": "smaller", "image": smaller, "caption": "x"}]
     evaluation += [{"id": "unreadable", "image": b"broken", "caption": "x"}]
     source, others = write(tmp_path / "in.parquet", rows), write(tmp_path / "evaluation.parquet", evaluation)
-    code, out, _ = run(f"input={source}", f"output={tmp_path}/out", f"--exclude-overlap-with={others}")
+    code, out, _ = run(f"input={source}", f"output={tmp_path}/out", f"exclude_overlap_with={others}")
     assert code == 0
     assert "30 rows in, 27 out, 0 rejected" in out
     assert "3 of evaluation sets left out" in out
@@ -274,10 +274,14 @@ def test_nothing_usable_is_an_error_that_says_why(run: Run, tmp_path: Path) -> N
     [
         (["input={dir}/none", "output={dir}/out"], 3, "input='{dir}/none' does not exist"),
         (["input={rows}"], 2, "setting 'output' is missing"),
-        (["input={rows}", "output={dir}/out", "val_fraction=1.5"], 2, "setting 'val_fraction' = 1.5"),
+        (["input={rows}", "output={dir}/out", "val_fraction=1.5"], 2, "setting 'val_fraction' = '1.5'"),
         (["input={rows}", "output={dir}/out", "deduplicate=maybe"], 2, "setting 'deduplicate' = 'maybe'"),
-        (["input={rows}", "output={dir}/out", "--exclude-overlaps=x"], 2, "did you mean 'exclude_overlap_with'?"),
-        (["input={rows}", "output={dir}/out", "--verbose"], 2, "'--verbose' is no setting"),
+        (["input={rows}", "output={dir}/out", "exclude_overlaps=x"], 2, "did you mean 'exclude_overlap_with'?"),
+        (
+            ["input={rows}", "output={dir}/out", "--verbose"],
+            2,
+            "unknown option '--verbose'; settings are given as",
+        ),
         (["input={rows}", "output=xyz://out"], 2, "protocol 'xyz' cannot be used"),
     ],
 )
@@ -293,7 +297,7 @@ def test_a_users_mistake_is_one_line(run: Run, tmp_path: Path, arguments: list[s
 def test_training_refuses_a_set_that_is_being_published(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path / "out" / "train" / "a.parquet", plain_rows(2))
     (tmp_path / "out" / "_INCOMPLETE").touch()
-    settings = [f"data.train={tmp_path}/out", "loss.summary_loss_weight=0", "model.architecture={}"]
+    settings = [f"input={tmp_path}/out", "loss.summary_loss_weight=0", "model.architecture={}"]
     with pytest.raises(SystemExit) as left:
         run_entry(lambda: finetune.main([part for text in settings for part in ("--set", text)]))
     assert left.value.code == 3

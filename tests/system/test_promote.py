@@ -21,7 +21,7 @@ from longclip.errors import CheckpointError, ConfigError, PromotionError
 from longclip.evaluation.significance import compare_paired
 from longclip.tokenizer import tokenize
 from pipelines import promote, rollback
-from pipelines.common.settings import JOB_PACKAGE
+from pipelines.common.storage import JOB_PACKAGE
 from pipelines.evaluation.gates import gate
 from pipelines.evaluation.tasks import Protocol, Task
 from pipelines.registry import tracking
@@ -82,7 +82,7 @@ def uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 @pytest.fixture
 def run(data: Path, tmp_path: Path, uri: str) -> Callable[[], None]:
     """Promote what is candidate."""
-    tasks = {name: {"data": str(data), "text": name, "source": {"caption": name}} for name in ("long", "short")}
+    tasks = {name: {"input": str(data), "text": name, "source": {"caption": name}} for name in ("long", "short")}
     settings = [f"tasks={json.dumps(tasks)}", f"directory={tmp_path}/var", f"cache={tmp_path}/cache", "margin=0.15"]
     return lambda: promote.main([part for setting in settings for part in ("--set", setting)])
 

@@ -110,7 +110,7 @@ def test_what_an_untrained_model_writes_is_replaced_and_counted(
     run: Run, source: Path, tmp_path: Path, t5: str
 ) -> None:
     settings = [f"input={source}", f"output={tmp_path}/out", "strategy=[seq2seq, extractive]", f"seq2seq.model={t5}"]
-    settings += ["seq2seq.max_new_tokens=12", "checks.max_unsupported=0.1", "seq2seq.num_beams=1", "workers=2"]
+    settings += ["seq2seq.max_new_tokens=12", "checks.max_unsupported=0.1", "seq2seq.num_beams=1", "workers.count=2"]
     code, out, err = run(*settings)
     assert code == 0, err
     rows = read(tmp_path / "out").to_pylist()

@@ -161,7 +161,7 @@ def test_training_goes_on_while_mlflow_is_down_and_its_metrics_arrive_later(
                 [
                     part
                     for setting in (
-                        f"data.train={rows}", f"model.base={checkpoints[0]}", "model.positions=keep",
+                        f"input={rows}", f"model.base={checkpoints[0]}", "model.positions=keep",
                         "optim.per_worker_batch_size=4", "loss.allow_small_batch=true", f"output={tmp_path}/run",
                     )
                     for part in ("--set", setting)

@@ -107,8 +107,6 @@ class Vllm(ChatPrompted):
     """Values for the chat template, e.g. {enable_thinking: false}."""
     engine_kwargs: dict[str, Any] = Field(default_factory=dict)
     """Arguments of vLLM's engine, e.g. {max_model_len: 4096, tensor_parallel_size: 2}."""
-    concurrency: PositiveInt = 1
-    """Engines; each takes tensor_parallel_size x pipeline_parallel_size GPUs."""
     batch_size: PositiveInt = 64
     """Rows that are handed to an engine together."""
     accelerator_type: str | None = None

@@ -18,12 +18,13 @@ from pipelines.data.summaries.loading import model_source
 from pipelines.data.summaries.settings import Vllm
 
 
-def vllm_summaries(rows: Dataset, settings: Vllm) -> Dataset:
+def vllm_summaries(rows: Dataset, settings: Vllm, engines: int = 1) -> Dataset:
     """Summaries of captions, as the model wrote them, unchecked; empty where the engine refused the row.
 
     Args:
         rows: `key` and `caption`, both strings.
         settings: the model, and what it is asked.
+        engines: number of engines; each takes tensor_parallel_size x pipeline_parallel_size GPUs.
 
     Returns:
         `key` and `summary`, in no order; nothing runs before it is read.
@@ -32,10 +33,10 @@ def vllm_summaries(rows: Dataset, settings: Vllm) -> Dataset:
         CheckpointError: the model's directory is not there.
         ConfigError: vLLM is not installed, or an argument of its engine is wrong.
     """
-    return vllm_processor(settings)(rows).map(_key_and_summary)
+    return vllm_processor(settings, engines)(rows).map(_key_and_summary)
 
 
-def vllm_processor(settings: Vllm) -> Processor:
+def vllm_processor(settings: Vllm, engines: int = 1) -> Processor:
     """Stages of Ray Data that take rows of `key` and `caption` to rows of `key` and `summary`.
 
     Ray must run already, with the GPUs of each engine and a free CPU for each of the stages around it. A row that the
@@ -56,14 +57,14 @@ def vllm_processor(settings: Vllm) -> Processor:
         return {"key": row["key"], "summary": row["generated_text"]}
 
     return build_processor(
-        vllm_config(settings),
+        vllm_config(settings, engines),
         preprocess=request,
         postprocess=answer,
         builder_kwargs={"chat_template_kwargs": settings.template_options},
     )
 
 
-def vllm_config(settings: Vllm) -> vLLMEngineProcessorConfig:
+def vllm_config(settings: Vllm, engines: int = 1) -> vLLMEngineProcessorConfig:
     """Ray's configuration of the engines, validated by Ray and against the arguments that the installed vLLM takes.
 
     Raises:
@@ -90,7 +91,7 @@ def vllm_config(settings: Vllm) -> vLLMEngineProcessorConfig:
         return vLLMEngineProcessorConfig(
             model_source=model,
             engine_kwargs=dict(settings.engine_kwargs),  # Ray writes into it
-            concurrency=settings.concurrency,
+            concurrency=engines,
             batch_size=settings.batch_size,
             accelerator_type=settings.accelerator_type,
             should_continue_on_error=True,

@@ -96,7 +96,7 @@ def test_groups_hold_every_parameter_of_both_towers_once() -> None:
 
 def settings_of(**model: Any) -> FinetuneSettings:
     sizes = {"text": {"layers": 2, "width": 32}, "vision": {"layers": 2, "width": 32}, "embedding_dim": 24}
-    return FinetuneSettings.model_validate({"data": {"train": "x"}, "model": {"architecture": sizes, **model}})
+    return FinetuneSettings.model_validate({"input": "x", "model": {"architecture": sizes, **model}})
 
 
 def test_settings_lock_towers() -> None:

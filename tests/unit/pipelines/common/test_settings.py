@@ -1,14 +1,16 @@
-"""Settings: precedence, and one clear line for every mistake."""
+"""Settings: precedence, values to the letter, and one clear line for every mistake."""
 
+import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 
 from longclip.errors import ConfigError
-from pipelines.common.settings import Settings, describe, load_settings, storage_path
-from pipelines.training.settings import FinetuneSettings
+from pipelines.common.settings import Settings, describe, documented, load_settings
+from pipelines.common.storage import storage_path
+from pipelines.training.settings import FinetuneSettings, Model
 
 
 class Inner(Settings):
@@ -16,6 +18,8 @@ class Inner(Settings):
 
     rate: float = 0.5
     """How fast."""
+    name: str | None = None
+    """What it is called."""
 
 
 class Outer(Settings):
@@ -25,53 +29,168 @@ class Outer(Settings):
     """Where."""
     count: PositiveInt = 3
     """How many."""
+    limit: PositiveInt | None = None
+    """At most."""
+    check: bool = False
+    """Whether."""
+    mode: Literal["fast", "exact"] = "fast"
+    """How."""
+    names: list[str] = Field(default=[])
+    """Which."""
+    either: str | list[str] = "one"
+    """One or several."""
+    by_name: dict[str, Inner] = Field(default={})
+    """Several."""
+    options: dict[str, Any] = Field(default={})
+    """For somebody else."""
     inner: Inner = Inner()
 
 
-def load(*arguments: str) -> Outer:
+def load(*overrides: str, config: str | None = None, tmp_path: Path = Path()) -> Outer:
+    arguments = [part for override in overrides for part in ("--set", override)]
+    if config is not None:
+        (tmp_path / "run.yaml").write_text(config)
+        arguments += ["--config", str(tmp_path / "run.yaml")]
     return load_settings(Outer, "an example", arguments)
 
 
 def test_override_beats_file_beats_default(tmp_path: Path) -> None:
-    config = tmp_path / "run.yaml"
-    config.write_text("path: a\ncount: 5\ninner: {rate: 2}\n")
-    settings = load("--config", str(config), "--set", "inner.rate=1e-3")
+    settings = load("inner.rate=1e-3", config="path: a\ncount: 5\ninner: {rate: 2}\n", tmp_path=tmp_path)
     assert settings == Outer(path="a", count=5, inner=Inner(rate=1e-3))
-    assert load("--set", "path=x").count == 3
+    assert load("path=x").count == 3
+    assert load("path=x", "path=y").path == "y"
+
+
+TEXTS = [
+    "/data/run #1", "007", "no", "null and void", "1e-5", "2024-01-01", "key: value", "a: b # c", "12:30:00", "0x10",
+    "~user", "[1]", "{a", "'quoted'", '"', "*star", "&anchor", "!tag", "- dash", "%", "a, b", " spaces ", "tab\tinside",
+    "ümlaut", "@x", "=", "a=b", "1_000", "True", "NULL", ".5", "+1", "",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_text_arrives_to_the_letter(text: str) -> None:
+    settings = load(f"path={text}", f"inner.name={text}", f"by_name.x.name={text}")
+    assert (settings.path, settings.inner.name, settings.by_name["x"].name) == (text, text, text)
+
+
+@pytest.mark.parametrize("text", ["007", "no", "1e-5", "2024-01-01", "12:30:00", "0x10", "/data/run#1", "yes", "1_000"])
+def test_a_text_in_a_file_arrives_to_the_letter(text: str, tmp_path: Path) -> None:
+    settings = load(config=f"path: {text}\nnames: [{text}, x]\nby_name: {{a: {{name: {text}}}}}\n", tmp_path=tmp_path)
+    assert (settings.path, settings.names, settings.by_name["a"].name) == (text, [text, "x"], text)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "expected"),
+    ("override", "expected"),
     [
-        (["--set", "path=x", "--set", "inner.rat=1"], "unknown setting 'inner.rat'; did you mean 'inner.rate'?"),
-        (["--set", "path=x", "--set", "rate=1"], "did you mean 'inner.rate'?"),
-        (["--set", "path=x", "--set", "zzz=1"], "known are path, count, inner.rate"),
-        ([], "setting 'path' is missing; give it in the YAML file or as --set path=..."),
-        (["--set", "path=x", "--set", "count=0"], "setting 'count' = 0"),
-        (["--set", "path"], "--set 'path' is no KEY=VALUE"),
-        (["--set", "path=x", "--set", "path.y=1"], "'path' is a single value"),
-        (["--config", "/nowhere.yaml"], "--config '/nowhere.yaml' cannot be read"),
+        ("inner.rate=1e-5", {"inner": {"rate": 1e-5}}),
+        ("inner.rate=3", {"inner": {"rate": 3.0}}),
+        ("limit=7", {"limit": 7}),
+        ("limit=null", {"limit": None}),
+        ("inner.name=null", {"inner": {"name": None}}),
+        ("path=null", {"path": "null"}),
+        ("check=true", {"check": True}),
+        ("names=[a, 'b, c', 01, no, null]", {"names": ["a", "b, c", "01", "no", "null"]}),
+        ("names=[]", {"names": []}),
+        ("either=a b", {"either": "a b"}),
+        ("either=[a, b]", {"either": ["a", "b"]}),
+        ("by_name={x: {rate: 2}, y: {}}", {"by_name": {"x": {"rate": 2.0}, "y": {}}}),
+        ("options.a.b=3", {"options": {"a": {"b": 3}}}),
+        ("options.a=1e-5", {"options": {"a": 1e-5}}),
+        ("options.a=007", {"options": {"a": "007"}}),
+        ("options.a=off # on", {"options": {"a": "off # on"}}),
+        ("options={a: true, b: [1, x, null], c: '1'}", {"options": {"a": True, "b": [1, "x", None], "c": "1"}}),
+        ("inner={rate: 2}", {"inner": {"rate": 2.0}}),
     ],
 )
-def test_mistakes_are_one_clear_line(arguments: list[str], expected: str) -> None:
+def test_other_values_are_read_by_the_type_of_their_setting(override: str, expected: dict[str, Any]) -> None:
+    settings = load("path=x", override)
+    assert settings == Outer.model_validate({"path": "x"} | expected)
+    dumped = settings.model_dump(exclude_unset=True)
+    for key, value in expected.items():
+        assert json.dumps(dumped[key]) == json.dumps(value), "an equal value of another type would pass above"
+
+
+def test_a_mapping_adds_to_its_group() -> None:
+    assert load("path=x", "inner.name=n", "inner={rate: 2}").inner == Inner(name="n", rate=2)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["path=x", "inner.rat=1"], "unknown setting 'inner.rat'; did you mean 'inner.rate'?"),
+        (["path=x", "rate=1"], "did you mean 'inner.rate'?"),
+        (["path=x", "zzz=1"], "known are path, count, limit"),
+        ([], "setting 'path' is missing; give it in the YAML file or as --set path=..."),
+        (["path=x", "count=0"], "setting 'count' = '0'"),
+        (["path=x", "count=3 # three"], "setting 'count' = '3 # three'"),
+        (["path=x", "count=1.5"], "setting 'count' = '1.5'"),
+        (["path=x", "limit="], "setting 'limit' = ''"),
+        (["path=x", "check=maybe"], "setting 'check' = 'maybe'"),
+        (["path=x", "mode=slow"], "setting 'mode' = 'slow': Input should be 'fast' or 'exact'"),
+        (["path"], "--set 'path' is not KEY=VALUE"),
+        (["path=x", "path.y=1"], "'path' was set to a single value"),
+        (["path=x", "inner.rate=1", "inner=2"], "'inner' is a group of settings, of which another --set gives a value"),
+        (["path=x", "inner=2"], "setting 'inner' = '2' is a group of settings; set one of inner.rate, inner.name"),
+        (["path=x", "names=[a, b"], "the value is not valid YAML"),
+        (["path=x", "names=[a] # b"], "'# b' follows the value"),
+        (["path=x", "by_name={a: {rate: 1}, a: {rate: 2}}"], "gives 'a' a second time"),
+    ],
+)
+def test_mistakes_are_one_clear_line(overrides: list[str], expected: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        load(*arguments)
+        load(*overrides)
     assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["- 1\n", "a: [1\n"])
-def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path, text: str) -> None:
-    config = tmp_path / "run.yaml"
-    config.write_text(text)
-    with pytest.raises(ConfigError, match="--config"):
-        load("--config", str(config))
+@pytest.mark.parametrize("arguments", [["--path", "x"], ["--path=x"], ["x"], ["--conf=x"]])
+def test_there_is_one_way_to_set_a_value(arguments: list[str]) -> None:
+    with pytest.raises(ConfigError, match=r"unknown option '.*'; settings are given as --set KEY=VALUE, see --help"):
+        load_settings(Outer, "an example", ["--set", "path=x", *arguments])
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("- 1\n", "is not a mapping of settings"),
+        ("a: [1\n", "is not valid YAML"),
+        ("path: x\ncount: 1\ncount: 2\n", "line 3 gives 'count' a second time"),
+        ("inner: {rate: 1, rate: 2}\n", "gives 'rate' a second time"),
+        ("base: &base {rate: 1}\ninner:\n  <<: *base\n", "has a merge key (<<)"),
+        ("path: x\ncount: many\n", "setting 'count' = 'many'"),
+    ],
+)
+def test_mistakes_in_a_file_are_one_clear_line(tmp_path: Path, text: str, expected: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(config=text, tmp_path=tmp_path)
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_cannot_be_read_is_one_clear_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--config '/nowhere\.yaml' cannot be read"):
+        load_settings(Outer, "", ["--config", "/nowhere.yaml"])
+    (tmp_path / "latin.yaml").write_bytes("path: /daten/größe\n".encode("latin-1"))
+    with pytest.raises(ConfigError, match="is not UTF-8 text"):
+        load_settings(Outer, "", ["--config", str(tmp_path / "latin.yaml")])
+
+
+def test_help_is_grouped_by_section_and_names_choices(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        load_settings(Outer, "an example", ["--help"])
+    assert left.value.code == 0
+    text = capsys.readouterr().out
+    assert "  path = (required)\n      Where.\n" in text
+    assert "  mode = fast\n      How. [fast | exact]\n" in text
+    assert "  limit = null\n      At most.\n" in text
+    assert "\ninner: Nested.\n  inner.rate = 0.5\n      How fast.\n" in text
+    assert text.index("options = ") < text.index("inner: Nested."), "settings outside of sections come first"
 
 
 def test_every_setting_of_finetune_is_documented() -> None:
-    lines = describe(FinetuneSettings).splitlines()
-    undocumented = [key for key, text in zip(lines[::2], lines[1::2], strict=True) if not text.strip()]
-    assert not undocumented
+    assert not [key for key, text in documented(FinetuneSettings).items() if not text.strip()]
+    assert "optim.learning_rate = 1e-05" in describe(FinetuneSettings)
 
 
 def test_relative_paths_inside_a_submitted_job_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,10 +222,10 @@ def test_relative_paths_inside_a_submitted_job_are_refused(tmp_path: Path, monke
         ({"model": {"architecture": {"image_size": 30}}}, "does not divide"),
         ({"model": {"base": "a"}, "workers": {"min_count": 3}}, "min_count=3 is more than workers.count=2"),
         (
-            {"model": {"base": "a"}, "data": {"train": "x", "streams": 4}, "workers": {"count": 4, "min_count": 2}},
+            {"model": {"base": "a"}, "input": "x", "data": {"streams": 4}, "workers": {"count": 4, "min_count": 2}},
             "data.streams=4 is no multiple of 3 workers",
         ),
-        ({"model": {"base": "a"}, "data": {"train": "x", "streams": 6}}, "no multiple of data.streams=6"),
+        ({"model": {"base": "a"}, "input": "x", "data": {"streams": 6}}, "no multiple of data.streams=6"),
         (
             {"model": {"base": "a"}, "loss": {"summary_loss_weight": 0}, "checkpoints": {"metric": "summary"}},
             "checkpoints.metric=summary needs summaries",
@@ -119,24 +238,49 @@ def test_relative_paths_inside_a_submitted_job_are_refused(tmp_path: Path, monke
 )
 def test_finetune_refuses_settings_that_contradict_each_other(settings: dict, expected: str) -> None:
     with pytest.raises(ValueError, match=expected):
-        FinetuneSettings.model_validate({"data": {"train": "x"}} | settings)
+        FinetuneSettings.model_validate({"input": "x"} | settings)
 
 
-def test_a_recipe_gives_defaults_that_settings_beat() -> None:
-    common = {"data": {"train": "x"}, "model": {"base": "a"}, "optim": {"per_worker_batch_size": 64, "epochs": 2}}
-    paper = FinetuneSettings.model_validate(common | {"recipe": "paper"})
+def finetune_settings(*overrides: str) -> FinetuneSettings:
+    arguments = [part for override in ("input=x", "model.base=a", *overrides) for part in ("--set", override)]
+    return load_settings(FinetuneSettings, "", arguments)
+
+
+def test_settings_beat_a_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    paper = finetune_settings("recipe=paper", "optim.epochs=2")
     assert (paper.loss.summary_loss_weight, paper.loss.pca_scope, paper.optim.learning_rate) == (1.0, "local", 1e-6)
     assert (paper.optim.logit_scale, paper.optim.epochs) == (100.0, 2)
-    tuned = FinetuneSettings.model_validate(common)
-    assert tuned.recipe == "tuned"
-    assert (tuned.loss.summary_loss_weight, tuned.loss.pca_scope, tuned.optim.learning_rate) == (0.1, "global", 1e-5)
+    assert "longclip/training/recipes/paper.yaml" in capsys.readouterr().out
     assert FinetuneSettings.model_validate(paper.model_dump()) == paper
-    with pytest.raises(ValueError, match="'tuned' or 'paper'"):
-        FinetuneSettings.model_validate(common | {"recipe": "papper"})
+
+
+def test_a_recipe_is_below_the_config_file(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("recipe: paper\nloss: {pca_scope: global}\n")
+    arguments = ["--config", str(tmp_path / "run.yaml"), "--set", "input=x", "--set", "model.base=a"]
+    settings = load_settings(FinetuneSettings, "", arguments)
+    assert (settings.loss.pca_scope, settings.loss.summary_loss_weight) == ("global", 1.0)
+
+
+def test_the_default_recipe_is_the_defaults() -> None:
+    assert finetune_settings() == FinetuneSettings(input="x", model=Model(base="a"))
+
+
+def test_a_recipe_of_ones_own_is_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("optim: {learning_rate: 3e-5}\n")
+    assert finetune_settings(f"recipe={path}").optim.learning_rate == 3e-5
+    path.write_text("optim: {learning_rat: 3e-5}\n")
+    with pytest.raises(ConfigError, match=r"did you mean 'optim.learning_rate'\?"):
+        finetune_settings(f"recipe={path}")
+    path.write_text("output: /data\n")
+    with pytest.raises(ConfigError, match="sets 'output'; a recipe sets only loss and optim"):
+        finetune_settings(f"recipe={path}")
+    with pytest.raises(ConfigError, match="recipe='papper' does not exist; give one of paper, tuned, or a path"):
+        finetune_settings("recipe=papper")
 
 
 def test_a_batch_that_is_too_small_for_principal_components_can_be_accepted() -> None:
-    settings = {"data": {"train": "x"}, "model": {"base": "a"}, "optim": {"per_worker_batch_size": 16}}
+    settings = {"input": "x", "model": {"base": "a"}, "optim": {"per_worker_batch_size": 16}}
     accepted = FinetuneSettings.model_validate(settings | {"loss": {"allow_small_batch": True}})
     assert accepted.pca_rows <= accepted.loss.pca_dim + 1
 
@@ -144,7 +288,8 @@ def test_a_batch_that_is_too_small_for_principal_components_can_be_accepted() ->
 def test_a_run_may_go_on_with_other_workers_but_not_with_another_objective() -> None:
     def identity(**changes: Any) -> dict[str, Any]:
         values: dict[str, Any] = {
-            "data": {"train": "x", "streams": 4},
+            "input": "x",
+            "data": {"streams": 4},
             "model": {"base": "a"},
             "optim": {"per_worker_batch_size": 64},
         }

@@ -122,7 +122,7 @@ LAYOUTS: dict[str, Callable[[Path], None]] = {
 
 
 def opened(name: str, data: Path, **settings: Any) -> Task:
-    return open_task(name, TaskSettings(data=str(data), **settings), Storage())
+    return open_task(name, TaskSettings(input=str(data), **settings), Storage())
 
 
 def rows_of(task: Task, scratch: Path) -> list[SourceRow]:

@@ -30,19 +30,19 @@ class CountingEntry(ModuleType):
 
 def test_a_step_is_done_once_for_the_same_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     entry = CountingEntry()
-    run_step("[1/1]", Step("count things", entry, rows=3, data__train="x"), tmp_path)
+    run_step("[1/1]", Step("count things", entry, rows=3, input="x"), tmp_path)
     out = capsys.readouterr().out
-    assert "python pipelines/counting.py --set rows=3 --set data.train=x" in out
+    assert "python pipelines/counting.py --set rows=3 --set input=x" in out
     assert "    counting: 3 rows in, 2 out, 1 rejected, 0.1 s" in out
     assert "nobody wants" not in out
     log = (tmp_path / "logs" / "count-things.log").read_text()
     assert "nobody wants" in log
     assert "a traceback" in log
 
-    run_step("[1/1]", Step("count things", entry, rows=3, data__train="x"), tmp_path)
+    run_step("[1/1]", Step("count things", entry, rows=3, input="x"), tmp_path)
     assert "done before" in capsys.readouterr().out
-    run_step("[1/1]", Step("count things", entry, rows=4, data__train="x"), tmp_path)
-    assert entry.calls == [["--set", f"rows={rows}", "--set", "data.train=x"] for rows in (3, 4)]
+    run_step("[1/1]", Step("count things", entry, rows=4, input="x"), tmp_path)
+    assert entry.calls == [["--set", f"rows={rows}", "--set", "input=x"] for rows in (3, 4)]
 
 
 @pytest.mark.parametrize("error", [DataError("column 'x' is missing"), ValueError("bad\nvalue")])

@@ -12,7 +12,8 @@ from longclip.errors import ConfigError, LongClipError
 from longclip.evaluation.metrics import Ranks
 from pipelines import benchmark, study
 from pipelines.benchmark import BenchmarkSettings
-from pipelines.common.settings import claim_directory, load_settings
+from pipelines.common.run_directory import claim_directory
+from pipelines.common.settings import load_settings
 from pipelines.evaluation.measuring import WHOLE, Answers, Measured, write_ranks
 from pipelines.experiments.cells import ARMS, PAIRS, Cell, Stage, stages
 from pipelines.experiments.steps import Step
@@ -63,7 +64,7 @@ def test_cells_that_are_trained_alike_are_one() -> None:
 
 
 def test_every_step_is_one_that_its_entry_accepts(tmp_path: Path) -> None:
-    settings = StudySettings(directory=str(tmp_path))
+    settings = StudySettings(output=str(tmp_path))
     steps = StudySteps(settings, tmp_path)
     found: dict[str, list] = {}
     for step in steps.of_stage(plan()[0]):
@@ -76,26 +77,26 @@ def test_every_step_is_one_that_its_entry_accepts(tmp_path: Path) -> None:
     assert (direct.model.positions, direct.uses_summaries) == ("interpolate", False)
     assert (both.model.positions, both.loss.summary_loss_weight, both.loss.pca_dim) == ("stretch", 0.3, 32)
     assert both.model.base == trained["kps-1"].model.base == str(Path(trained["base-1"].output) / "checkpoint")
-    assert both.data.train == found["summarize"][0].output
+    assert both.input == found["summarize"][0].output
     measured = {name: model for run in found["benchmark"] for name, model in run.models.items()}
     assert measured["none-1"] == both.model.base
     assert measured["both-1-w0.3-extractive-d32"] == str(Path(both.output) / "checkpoint")
-    assert {task.data for run in found["benchmark"] for task in run.tasks.values()} == {found["sample_data"][1].output}
+    assert {task.input for run in found["benchmark"] for task in run.tasks.values()} == {found["sample_data"][1].output}
 
 
 def test_a_directory_goes_on_with_more_cells_but_not_with_other_data(tmp_path: Path) -> None:
     def claim(**settings: object) -> None:
-        claim_directory("directory", tmp_path, StudySettings.model_validate(settings), StudySettings.identity)
+        claim_directory("output", tmp_path, StudySettings.model_validate(settings), StudySettings.identity)
 
     claim(seeds=[0])
     claim(seeds=[0, 1], weights=[0.2])
-    with pytest.raises(ConfigError, match=r"directory='.*' holds a run with other settings \(train_rows\)"):
+    with pytest.raises(ConfigError, match=r"output='.*' holds a run with other settings \(train_rows\)"):
         claim(train_rows=7)
 
 
 @pytest.mark.parametrize(
     ("override", "message"),
-    [("data=/x", "data, base_data and tests belong together"), ("varied_seeds=[4]", "varied_seeds has 4")],
+    [("input=/x", "input, base_input and tests belong together"), ("varied_seeds=[4]", "varied_seeds has 4")],
 )
 def test_settings_that_do_not_go_together_are_refused(override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
@@ -157,7 +158,7 @@ def test_the_report_holds_every_stage_that_is_complete(
 
     monkeypatch.setattr(study, "connect", lambda cpus: None)
     monkeypatch.setattr(study, "run_step", run_step)
-    command = [f"directory={tmp_path}", "seeds=[3, 4]", "varied_seeds=[3]", "strategies=[extractive, drop_first]"]
+    command = [f"output={tmp_path}", "seeds=[3, 4]", "varied_seeds=[3]", "strategies=[extractive, drop_first]"]
     arguments = [part for setting in command for part in ("--set", setting)]
     with pytest.raises(LongClipError, match="the machine was lost"):
         study.main(arguments)
