@@ -30,9 +30,9 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT))  # before what lies there and is not installed
 
 from serving.app import AppArgs, build  # noqa: E402
-from tests.conftest import tiny_config  # noqa: E402
 from tests.support.s3_server import free_ports  # noqa: E402
 from tests.support.scenes_index import write_version  # noqa: E402
+from tests.support.tiny_clip import tiny_config  # noqa: E402
 
 ITEMS_A_SHARD, SHARDS_A_RETRIEVER, TOP_K = 100, 8, 10
 

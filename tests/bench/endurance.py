@@ -45,11 +45,11 @@ from serving.app import AppArgs, build
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))  # before what lies there and is not installed
 
-from tests.conftest import tiny_config
 from tests.support.load import Load
+from tests.support.local_serve import local_serve
 from tests.support.processes import processes_below
 from tests.support.scenes_index import library_image_embedding, library_text_embedding, scene
-from tests.system.test_serving import local_serve
+from tests.support.tiny_clip import tiny_config
 
 NAME, ALIAS = "longclip", "champion"
 ITEMS, NEW_ITEMS, REPLICAS, CLIENTS, TOP = 200, 5, 2, 4, 5

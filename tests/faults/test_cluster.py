@@ -11,10 +11,13 @@ import pytest
 import torch
 
 from longclip.checkpoint import new_model, save_checkpoint
-from tests.conftest import ROOT, needs_programs, picture, tiny_config
-from tests.faults.test_training_resume import assert_equal_weights
 from tests.support.cluster import RAY_CLIENT, S3_CLIENT, TOKEN, Cluster, Job
 from tests.support.network import why_no_machines
+from tests.support.pictures import picture
+from tests.support.places import ROOT
+from tests.support.programs import needs_programs
+from tests.support.tiny_clip import tiny_config
+from tests.support.trained import assert_equal_weights
 
 NO_MACHINES = why_no_machines()
 pytestmark = [

@@ -15,7 +15,7 @@ from longclip.index import PublishedIndex, version_directory, version_manifests
 from pipelines import embed, finetune, prepare, register
 from pipelines.common.entry import run_entry
 from serving.model_source import open_model
-from tests.system.test_entries import write_rows
+from tests.support.rows import write_rows
 
 pytestmark = pytest.mark.slow
 

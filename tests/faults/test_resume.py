@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.conftest import ROOT
 from tests.support.broken_rows import jpeg
+from tests.support.places import ROOT
 from tests.support.processes import kill_driver, processes_below
 
 pytestmark = pytest.mark.slow

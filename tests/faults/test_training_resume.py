@@ -14,13 +14,15 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from ray.cluster_utils import Cluster
-from safetensors.torch import load_file
 
 from longclip.checkpoint import load_checkpoint, new_model, save_checkpoint
 from longclip.encode import encode_text, unit
 from longclip.tokenizer import tokenize
-from tests.conftest import ROOT, picture, tiny_config
+from tests.support.pictures import picture
+from tests.support.places import ROOT
 from tests.support.processes import kill_driver, processes_below
+from tests.support.tiny_clip import tiny_config
+from tests.support.trained import assert_equal_weights
 
 pytestmark = pytest.mark.slow
 
@@ -121,13 +123,6 @@ def trainings() -> Iterator[list[Training]]:
     for training in started:
         if training.process.poll() is None:
             kill_driver(training.process)
-
-
-def assert_equal_weights(output: Path, expected: Path) -> None:
-    """The same, to float tolerance."""
-    ours, theirs = (load_file(path / "checkpoint" / "model.safetensors") for path in (output, expected))
-    for name, value in theirs.items():
-        torch.testing.assert_close(ours[name], value, rtol=1e-5, atol=1e-6, msg=name)
 
 
 def assert_equal_result(output: Path, expected: Path) -> None:

@@ -7,7 +7,7 @@ import zlib
 import numpy as np
 from PIL import Image
 
-from tests.conftest import picture
+from tests.support.pictures import picture
 
 
 def photograph(seed: int, size: tuple[int, int] = (96, 80)) -> Image.Image:

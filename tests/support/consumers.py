@@ -21,8 +21,8 @@ from longclip.export import export_checkpoint
 from longclip.images import decode_image
 from longclip.tokenizer import tokenize
 from longclip.weights.onnx import IMAGE_GRAPH, TEXT_GRAPH
-from tests.conftest import picture
 from tests.support.exported_models import TEXTS
+from tests.support.pictures import picture
 
 PICTURE = decode_image(picture(seed=3, size=(90, 70)))
 

@@ -4,7 +4,7 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.conftest import ROOT
+from tests.support.places import ROOT
 
 
 def sources(room: str) -> list[Path]:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from tests.conftest import ROOT
+from tests.support.places import ROOT
 
 Environment = Mapping[str, str] | None
 SPACES = ["--net", "--mount", "--uts", "--pid"]

@@ -10,7 +10,7 @@ import urllib.request
 from pathlib import Path
 from urllib.error import URLError
 
-from tests.conftest import program
+from tests.support.programs import program
 from tests.support.s3_server import KEY, SECRET, S3Server, free_ports
 
 START_SECONDS = 60

@@ -10,7 +10,7 @@ from longclip.stretch import freeze_kept_positions
 from longclip.tokenizer import TokenBatch
 from longclip.training.loss import LossConfig
 from longclip.training.step import ImageTextBatch, PairEncoder
-from tests.conftest import tiny_config
+from tests.support.tiny_clip import tiny_config
 
 PAIRS = 12
 LOSS = LossConfig(summary_loss_weight=0.7, pca_dim=4)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.support.places import ROOT
 
 FOLDER = ROOT / "tests" / "bench"
 BENCHMARKS = [*sorted(FOLDER.glob("bench_*.py")), FOLDER / "endurance.py"]

@@ -26,7 +26,7 @@ from pipelines import benchmark
 from pipelines.evaluation import measuring
 from pipelines.evaluation import tasks as protocols
 from pipelines.evaluation.report import render_html, render_markdown
-from tests.conftest import picture
+from tests.support.pictures import picture
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 

@@ -10,8 +10,9 @@ import pyarrow as pa
 import pytest
 
 from longclip.checkpoint import Checkpoint, checkpoint_id
-from tests.conftest import ROOT, needs_programs
 from tests.support.live_api import running_api, scenes_api
+from tests.support.places import ROOT
+from tests.support.programs import needs_programs
 from tests.support.scenes_index import library_image_embedding, scene, write_version
 
 pytestmark = needs_programs("curl", packages="curl")

@@ -19,11 +19,13 @@ from longclip.index import PublishedIndex, SearchIndexError, parse_filter, versi
 from pipelines import embed
 from pipelines.common.embedding import EmbedRows
 from serving.index_source import find_index, open_index
-from tests.conftest import ROOT, picture, tiny_config
+from tests.support.pictures import picture
+from tests.support.places import ROOT
 from tests.support.processes import kill_driver
+from tests.support.rows import write_rows
 from tests.support.s3_server import KEY, SECRET, S3Server
 from tests.support.scenes_index import library_image_embedding, library_text_embedding
-from tests.system.test_entries import write_rows
+from tests.support.tiny_clip import tiny_config
 
 Embed = Callable[..., str]
 

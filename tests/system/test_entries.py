@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import transformers
@@ -17,8 +16,10 @@ from longclip.errors import ConfigError, DataError, TrainingError
 from longclip.index import PublishedIndex, version_directory, version_manifests
 from pipelines import benchmark, embed, finetune, register, sample_data, summarize
 from pipelines.common.entry import run_entry, user_error
-from tests.conftest import ROOT, picture, tiny_config
 from tests.support.consumers import CONSUMERS, assert_same_embeddings
+from tests.support.places import ROOT
+from tests.support.rows import write_rows
+from tests.support.tiny_clip import tiny_config
 
 ENTRIES = {module.__name__.rpartition(".")[2]: module for module in (benchmark, embed, finetune, register, summarize)}
 
@@ -43,21 +44,6 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str
         return int(left.value.code or 0), out, err
 
     return run_settings
-
-
-def write_rows(path: Path, rows: int = 12, broken: tuple[int, ...] = (), **changes: object) -> Path:
-    """A Parquet of small pictures; the images of `broken` rows are cut short."""
-    images = [picture(number) for number in range(rows)]
-    columns: dict[str, object] = {
-        "id": [f"row-{number:03d}" for number in range(rows)],
-        "image": [image[:60] if number in broken else image for number, image in enumerate(images)],
-        "caption": [f"A first sentence. Picture number {number} is here. It has many dots." for number in range(rows)],
-        "summary": [f"picture {number}" for number in range(rows)],
-    }
-    columns |= changes
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.table({name: values for name, values in columns.items() if values is not None}), path)
-    return path
 
 
 @pytest.mark.parametrize(
@@ -117,7 +103,7 @@ def test_help_teaches_and_a_mistake_ends_the_process_with_its_code() -> None:
     shown = subprocess.run([*command, "--help"], capture_output=True, text=True, cwd=ROOT, check=True)
     assert "loss.summary_loss_weight = 0.1" in shown.stdout
     assert "ray job submit" in shown.stdout
-    wrong = subprocess.run([*command, "--set", "data.trian=x"], capture_output=True, text=True, cwd=ROOT, check=False)
+    wrong = subprocess.run([*command, "--set", "inptu=x"], capture_output=True, text=True, cwd=ROOT, check=False)
     assert wrong.returncode == ConfigError.exit_code
     assert "did you mean 'input'?" in wrong.stderr
     assert "Traceback" not in wrong.stderr
@@ -259,7 +245,7 @@ def test_the_whole_way_from_scenes_to_a_registered_model(
 
     models = f"models={{base: {tmp_path}/base/checkpoint, tuned: {checkpoint}}}"
     tasks = [
-        f"tasks.{name}={{data: {tmp_path}/scenes, source: {{caption: {column}}}, text: {name}}}"
+        f"tasks.{name}={{input: {tmp_path}/scenes, source: {{caption: {column}}}, text: {name}}}"
         for name, column in (("long", "caption"), ("short", "short_caption"))
     ]
     report = step(benchmark.main, *sets(models, *tasks, f"output={tmp_path}/bench"))

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.conftest import ROOT
+from tests.support.places import ROOT
 
 
 def check(*arguments: str) -> subprocess.CompletedProcess[str]:

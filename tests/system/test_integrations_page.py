@@ -12,8 +12,9 @@ import pytest
 
 from longclip.checkpoint import save_checkpoint
 from longclip.export import main as export
-from tests.conftest import ROOT, picture
 from tests.support.consumers import open_clip_folder
+from tests.support.pictures import picture
+from tests.support.places import ROOT
 from tests.support.tiny_pipelines import PIPELINES, long_clip_for
 
 pytestmark = pytest.mark.slow

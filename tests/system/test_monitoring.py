@@ -20,10 +20,11 @@ from ray import serve
 from longclip.checkpoint import Checkpoint
 from pipelines import embed, finetune, prepare
 from serving.app import AppArgs, build
-from tests.conftest import ROOT, needs_programs
+from tests.support.local_serve import local_serve
+from tests.support.places import ROOT
+from tests.support.programs import needs_programs
+from tests.support.rows import write_rows
 from tests.support.scenes_index import write_index
-from tests.system.test_entries import write_rows
-from tests.system.test_serving import local_serve
 
 KEY = "a-key-that-no-log-holds"
 CAPTION = "a caption that no log holds"

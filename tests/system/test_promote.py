@@ -25,8 +25,9 @@ from pipelines.common.storage import JOB_PACKAGE
 from pipelines.evaluation.gates import gate
 from pipelines.evaluation.tasks import Protocol, Task
 from pipelines.registry import tracking
-from tests.conftest import picture, tiny_config
+from tests.support.pictures import picture
 from tests.support.tampering import TAMPERINGS
+from tests.support.tiny_clip import tiny_config
 
 ROWS = 24
 LETTERS = "abcdefghijklmnopqrstuvwx"

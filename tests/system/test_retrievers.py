@@ -15,9 +15,9 @@ from longclip.checkpoint import checkpoint_id
 from longclip.errors import ConfigError
 from longclip.index import SearchIndexError, version_directory
 from serving.app import AppArgs, build
-from tests.faults.test_serving_faults import QUERY, Searches, Variant, check_answer, url, variants, wait_until
 from tests.support.processes import processes_below
 from tests.support.scenes_index import scene, write_version
+from tests.support.variants import QUERY, Searches, Variant, check_answer, url, variants, wait_until
 
 __all__ = ["url", "variants"]  # fixtures
 

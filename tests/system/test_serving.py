@@ -3,18 +3,15 @@
 import base64
 import io
 import re
-import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
-import ray
 import torch
 import yaml
 from PIL import Image
@@ -27,32 +24,10 @@ from longclip.tokenizer import count_tokens
 from longclip.zero_shot import class_embeddings
 from serving import decoding as inputs
 from serving.app import AppArgs, build
-from tests.conftest import ROOT, picture
+from tests.support.local_serve import LONG_TEXT, local_serve
+from tests.support.pictures import picture
+from tests.support.places import ROOT
 from tests.support.scenes_index import COUNT, library_image_embedding, library_text_embedding, scene, write_index
-
-LONG_TEXT = "A long walk along the river, past boats, barges and bridges. " * 30
-
-
-@contextmanager
-def local_serve(**options: Any) -> Iterator[str]:
-    """A Ray with Serve of its own, started with `options`, on a free port; yields its URL."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    ray.init(
-        address="local",
-        num_cpus=6,
-        include_dashboard=False,
-        object_store_memory=100 * 2**20,
-        log_to_driver=False,
-        runtime_env={"env_vars": {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}},
-    )
-    try:
-        serve.start(http_options={"host": "127.0.0.1", "port": port}, **options)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        serve.shutdown()
-        ray.shutdown()
 
 
 @pytest.fixture(scope="module")

@@ -17,10 +17,11 @@ from longclip.errors import CheckpointError, ConfigError, PromotionError
 from pipelines import finetune, register
 from pipelines.registry import tracking
 from serving.model_source import open_model
-from tests.conftest import needs_programs, tiny_config
+from tests.support.programs import needs_programs
+from tests.support.rows import write_rows
 from tests.support.s3_server import KEY, SECRET, S3Server
+from tests.support.tiny_clip import tiny_config
 from tests.support.tracking_server import BUCKET, MlflowServer, Postgres
-from tests.system.test_entries import write_rows
 
 pytestmark = [pytest.mark.slow, needs_programs("initdb", "postgres", packages="postgresql")]
 

@@ -14,11 +14,11 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 from longclip.checkpoint import Checkpoint
 from serving.app import AppArgs, build
-from tests.conftest import needs_programs
 from tests.support.browser import open_browser
 from tests.support.live_api import KEY, running_api, scenes_api
+from tests.support.local_serve import LONG_TEXT, local_serve
+from tests.support.programs import needs_programs
 from tests.support.scenes_index import COUNT, scene, write_index
-from tests.system.test_serving import LONG_TEXT, local_serve
 
 pytestmark = needs_programs("chromium", "chromedriver")
 PAGE_SIZE = 12

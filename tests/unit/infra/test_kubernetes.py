@@ -21,8 +21,8 @@ from referencing import Registry, Resource
 
 from longclip.errors import ConfigError
 from serving.app import AppArgs
-from tests.conftest import ROOT, program
-from tests.unit.infra.test_infra import pinned
+from tests.support.places import ROOT, pinned
+from tests.support.programs import program
 
 # Not one of the packages that continuous integration installs: that of Debian 12 (kubectl 1.20) knows no components.
 pytestmark = pytest.mark.skipif(

@@ -20,7 +20,7 @@ from longclip.checkpoint import (
 )
 from longclip.errors import CheckpointError
 from longclip.images import ImageTransform
-from tests.conftest import tiny_config
+from tests.support.tiny_clip import tiny_config
 
 
 def contents(directory: Path) -> dict[str, bytes]:

@@ -21,7 +21,8 @@ from longclip.weights.layouts import bare_names, to_huggingface
 from longclip.weights.reading import convert_checkpoint
 from longclip.weights.shapes import infer_config
 from longclip.weights.tensor_files import read_tensors
-from tests.conftest import ROOT, tiny_config
+from tests.support.places import ROOT
+from tests.support.tiny_clip import tiny_config
 from tests.support.weights import DIM, WIDTH, State, failure, openai_state, same_weights
 
 

@@ -16,7 +16,7 @@ from transformers import CLIPImageProcessorPil
 import longclip.images
 from longclip.errors import DataError, ImageError
 from longclip.images import MAX_PIXELS, ImageTransform, decode_image
-from tests.conftest import picture
+from tests.support.pictures import picture
 
 SIZES = [(32, 32), (33, 32), (32, 33), (31, 64), (100, 37), (37, 100), (1, 1), (5, 3), (1, 40), (500, 333), (333, 501)]
 SIZES += [(64, 63), (97, 131), (480, 640), (641, 479), (17, 2), (1000, 35), (224, 225)]

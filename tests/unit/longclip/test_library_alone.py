@@ -12,7 +12,8 @@ from PIL import Image
 from transformers import CLIPModel, CLIPTokenizer
 
 from longclip.checkpoint import new_model, save_checkpoint
-from tests.conftest import ROOT, tiny_config
+from tests.support.places import ROOT
+from tests.support.tiny_clip import tiny_config
 from tests.support.weights import openai_state
 
 IMPORT_ALL = """

@@ -16,7 +16,7 @@ from longclip.stretch import (
     text_positions,
 )
 from longclip.training.step import parameter_groups
-from tests.conftest import tiny_config
+from tests.support.tiny_clip import tiny_config
 
 
 def naive_stretch(table: Tensor, kept: int, factor: int) -> Tensor:

@@ -19,9 +19,9 @@ from transformers import (
 )
 
 from longclip.checkpoint import Checkpoint, load_checkpoint, new_model, save_checkpoint
-from tests.conftest import tiny_config
 from tests.support.consumers import PICTURE, our_embeddings
 from tests.support.exported_models import TEXTS
+from tests.support.tiny_clip import tiny_config
 
 
 def token_ids(directory: Path, padding: str) -> Tensor:

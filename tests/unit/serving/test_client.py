@@ -21,8 +21,8 @@ from longclip.checkpoint import Checkpoint
 from serving import client as client_module
 from serving.api import create_api
 from serving.client import AsyncClient, Client, Input, ServerError
-from tests.conftest import picture
 from tests.support.live_api import KEY, running_api, scenes_api, scenes_service
+from tests.support.pictures import picture
 from tests.support.scenes_index import COUNT, library_image_embedding, library_text_embedding, scene, write_index
 
 

@@ -12,7 +12,7 @@ from longclip.checkpoint import Checkpoint, load_checkpoint
 from longclip.tokenizer import TokenBatch, tokenize
 from serving import embedder as module
 from serving.embedder import Embedder
-from tests.conftest import picture
+from tests.support.pictures import picture
 from tests.support.scenes_index import library_image_embedding, library_text_embedding, scene
 
 pytestmark = pytest.mark.anyio

@@ -8,7 +8,7 @@ import pytest
 
 from longclip.text.sentences import caption_text, split_sentences
 from longclip.text.summaries import STRATEGIES, Strategy, summarizer
-from tests.conftest import ROOT
+from tests.support.places import ROOT
 
 CAPTION = "A red bus waits. Two people board the red bus. The sky is grey. A dog runs past the bus stop."
 

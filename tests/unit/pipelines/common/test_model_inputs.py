@@ -13,18 +13,8 @@ from longclip.tokenizer import load_tokenizer
 from pipelines.common.model_inputs import ModelInputs
 from pipelines.common.rejected_rows import Columns
 from pipelines.training.loop import draw_texts
-from tests.conftest import picture
-
-
-class Refused:
-    """Stands for the quarantine actor: no cluster is needed to see what is refused."""
-
-    def __init__(self) -> None:
-        self.reasons: dict[str, str] = {}
-        self.add = self
-
-    def remote(self, reasons: dict[str, str]) -> None:
-        self.reasons |= reasons
+from tests.support.pictures import picture
+from tests.support.rows import Refused
 
 
 @pytest.fixture

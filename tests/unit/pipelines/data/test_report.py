@@ -8,9 +8,9 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 
 from pipelines.data.report import Histogram, Sample, render_report
-from tests.conftest import needs_programs
 from tests.support.broken_rows import jpeg
 from tests.support.browser import open_browser
+from tests.support.programs import needs_programs
 
 HOSTILE = "<script>document.title = 'stolen'</script><img src=x onerror=\"document.title='stolen'\">"
 

@@ -17,7 +17,7 @@ from pipelines.common import lease as lease_module
 from pipelines.common.lease import Lease
 from pipelines.common.parquet_set import INCOMPLETE, MANIFEST
 from pipelines.data.workspace import Workspace, claim, partial_path, whole_file, write_whole
-from tests.conftest import ROOT
+from tests.support.places import ROOT
 
 IDENTITY: dict[str, Any] = {"job": "test", "settings": {"a": {"b": 1}}, "source": "x"}
 OTHER: dict[str, Any] = {"job": "test", "settings": {"a": {"b": 2}}, "source": "x"}

@@ -17,8 +17,8 @@ from pipelines.common.rejected_rows import Columns
 from pipelines.common.storage import Storage
 from pipelines.training.row_feed import PLACE, WindowReader
 from pipelines.training.row_order import TrainingOrder
-from tests.conftest import picture
-from tests.unit.pipelines.common.test_model_inputs import Refused
+from tests.support.pictures import picture
+from tests.support.rows import Refused
 
 ROWS = 60
 BROKEN = (7, 8, 23)

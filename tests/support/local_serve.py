@@ -1,0 +1,35 @@
+"""A local Ray with Serve."""
+
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from ray import serve
+
+from tests.support.places import ROOT
+
+LONG_TEXT = "A long walk along the river, past boats, barges and bridges. " * 30
+
+
+@contextmanager
+def local_serve(**options: Any) -> Iterator[str]:
+    """A Ray with Serve of its own, started with `options`, on a free port; yields its URL."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ray.init(
+        address="local",
+        num_cpus=6,
+        include_dashboard=False,
+        object_store_memory=100 * 2**20,
+        log_to_driver=False,
+        runtime_env={"env_vars": {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}},
+    )
+    try:
+        serve.start(http_options={"host": "127.0.0.1", "port": port}, **options)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        serve.shutdown()
+        ray.shutdown()
