@@ -31,8 +31,8 @@ for name in longclip.__all__:
 """
 CONVERT = "import sys; from longclip.convert import main; sys.exit(main(sys.argv[1:]))"
 SMALL = {
-    "EPOCHS, BATCH_SIZE, LOADERS = 6, 256, 8": "EPOCHS, BATCH_SIZE, LOADERS = 12, 48, 0",
-    "LEARNING_RATE, WARMUP_STEPS = 1e-6, 200": "LEARNING_RATE, WARMUP_STEPS = 5e-3, 2",
+    "EPOCHS, BATCH_SIZE, LOADERS = 6, 256, 8": "EPOCHS, BATCH_SIZE, LOADERS = 20, 48, 0",
+    "LEARNING_RATE, WARMUP_STEPS = 1e-6, 200": "LEARNING_RATE, WARMUP_STEPS = 2e-3, 2",
 }
 
 
@@ -40,7 +40,7 @@ def run_without_extras(script: Path, *arguments: object) -> subprocess.Completed
     return subprocess.run(
         [sys.executable, ROOT / "tests" / "support" / "no_ray.py", script, *map(str, arguments)],
         cwd=script.parent,
-        env={"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "2"},
+        env={"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
     )
@@ -104,8 +104,8 @@ def test_the_documented_loop_trains_without_ray(tmp_path: Path) -> None:
     result = run_without_extras(tmp_path / "train.py", tmp_path / "base", tmp_path / "images", tmp_path / "out")
     assert result.returncode == 0, result.stderr
     losses = [float(value) for value in re.findall(r" loss (\S+)", result.stdout)]
-    assert len(losses) == 12
-    assert losses[-1] < 0.9 * losses[0]
+    assert len(losses) == 20
+    assert losses[-1] < 0.75 * losses[0]
     model, base = CLIPModel.from_pretrained(tmp_path / "out"), CLIPModel.from_pretrained(tmp_path / "base")
     positions = [m.text_model.embeddings.position_embedding.weight for m in (model, base)]
     assert len(positions[0]) == CLIPTokenizer.from_pretrained(tmp_path / "out").model_max_length == 248
