@@ -16,9 +16,12 @@ from tests.support.tiny_clip import tiny_config
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)  # the processes share the cores
 
 pytest_plugins = (
     "tests.support.exported_models",
+    "tests.support.local_ray",
     "tests.support.s3_server",
     "tests.support.text_models",
     "tests.support.variants",
@@ -32,26 +35,15 @@ def anyio_backend() -> str:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def nothing_is_left() -> Iterator[None]:
-    """A module that leaves its Ray running fails itself, not the next one that starts its own.
+def s3_file_systems_end_with_their_module() -> Iterator[None]:
+    """S3 file systems are collected with the module that made them.
 
-    Nor does one leave file systems of S3: one that is collected while a later test runs an event loop closes its
-    connections in that loop, which is not theirs, and that test fails.
+    One that is collected later, while a test runs an event loop, closes its connections in that loop, and the test
+    fails.
     """
     yield
     if "s3fs" in sys.modules:
         gc.collect()
-    assert "ray" not in sys.modules or not sys.modules["ray"].is_initialized(), "use the fixture ray_cluster"
-
-
-@pytest.fixture(scope="module")
-def ray_cluster() -> Iterator[None]:
-    """One local Ray for all tests of a module."""
-    import ray  # here, because most tests need none of it
-
-    ray.init(address="local", num_cpus=4, include_dashboard=False)
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture(scope="session")

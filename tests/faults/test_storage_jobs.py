@@ -10,7 +10,6 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import ray
 
 from pipelines import prepare, summarize
 from pipelines.common.entry import run_entry
@@ -18,6 +17,7 @@ from pipelines.common.parquet_set import open_parquet
 from pipelines.common.storage import Storage, open_path
 from pipelines.data.workspace import MANIFEST, write_whole
 from tests.support.broken_rows import jpeg
+from tests.support.local_ray import own_ray
 from tests.support.s3_server import KEY, SECRET, FaultProxy, S3Server
 
 pytestmark = pytest.mark.slow
@@ -40,9 +40,8 @@ def storage(s3_server: S3Server, s3_proxy: FaultProxy) -> Iterator[Storage]:
         s3_proxy.reset()
         storage = Storage(endpoint_url=s3_proxy.url, path_style=True)
         open_path("x", f"s3://{BUCKET}/x", storage).fs.makedirs(BUCKET, exist_ok=True)
-        ray.init(address="local", num_cpus=2, include_dashboard=False)
-        yield storage
-        ray.shutdown()
+        with own_ray(num_cpus=2):
+            yield storage
         fsspec.get_filesystem_class("s3").clear_instance_cache()
 
 

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import ray
 from ray import serve
 
+from tests.support.local_ray import own_ray
 from tests.support.places import ROOT
 
 LONG_TEXT = "A long walk along the river, past boats, barges and bridges. " * 30
@@ -19,17 +19,14 @@ def local_serve(**options: Any) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    ray.init(
-        address="local",
+    with own_ray(
         num_cpus=6,
-        include_dashboard=False,
         object_store_memory=100 * 2**20,
         log_to_driver=False,
         runtime_env={"env_vars": {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}},
-    )
-    try:
-        serve.start(http_options={"host": "127.0.0.1", "port": port}, **options)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        serve.shutdown()
-        ray.shutdown()
+    ):
+        try:
+            serve.start(http_options={"host": "127.0.0.1", "port": port}, **options)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            serve.shutdown()

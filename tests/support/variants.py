@@ -10,9 +10,7 @@ import numpy as np
 import pytest
 
 from longclip.checkpoint import Checkpoint, checkpoint_id, load_checkpoint, new_model, save_checkpoint
-from serving.app import AppArgs
 from tests.support.load import Load
-from tests.support.local_serve import local_serve
 from tests.support.scenes_index import library_image_embedding, library_text_embedding, scene, write_index
 from tests.support.tiny_clip import tiny_config
 
@@ -32,7 +30,9 @@ class Variant:
         pictures = library_image_embedding(self.checkpoint, *(scene(seed)[0] for seed in range(COUNT)))
         self.scores = np.sort(pictures @ library_text_embedding(self.checkpoint, QUERY)[0])[::-1][:5]
 
-    def args(self, **options: Any) -> AppArgs:
+    def args(self, **options: Any) -> Any:
+        from serving.app import AppArgs  # imports Ray Serve, which no other test should pay for
+
         return AppArgs(model=str(self.model), index=str(self.index), torch_threads=1, **options)
 
 
@@ -47,6 +47,8 @@ def variants(tmp_path_factory: pytest.TempPathFactory) -> tuple[Variant, Variant
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
+    from tests.support.local_serve import local_serve
+
     with local_serve() as url:
         yield url
 

@@ -1,5 +1,6 @@
 """Benchmarks run alone, check that rivals do the same work, and end with one line of figures."""
 
+import ast
 import json
 import subprocess
 import sys
@@ -15,22 +16,28 @@ BENCHMARKS = [*sorted(FOLDER.glob("bench_*.py")), FOLDER / "endurance.py"]
 pytestmark = pytest.mark.slow
 
 
-def run(script: Path, *arguments: str) -> str:
-    command = [sys.executable, str(script), *arguments]
+def quick(name: str) -> str:
+    """Standard output of a benchmark's quick run."""
+    command = [sys.executable, str(FOLDER / f"bench_{name}.py"), "--quick"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
 
 @pytest.mark.parametrize("script", BENCHMARKS, ids=[script.stem for script in BENCHMARKS])
-def test_a_benchmark_says_what_it_compares(script: Path) -> None:
-    text = run(script, "--help")
+def test_a_benchmark_says_how_it_is_run_and_what_it_compares(script: Path) -> None:
+    # Its --help is its docstring. Read without a process: imports alone would take two minutes for all of them.
+    module = ast.parse(script.read_text(encoding="utf-8"))
+    text = ast.get_docstring(module) or ""
+    assert f"tests/bench/{script.name}" in text
     assert "--quick" in text
     assert "rival" in text.lower()
+    calls = {ast.unparse(node.func) for node in ast.walk(module) if isinstance(node, ast.Call)}
+    assert {"arguments", "report"} <= calls, "the options and the line of figures are those of harness.py"
 
 
 @pytest.mark.parametrize("name", ["decode", "summaries"])
 def test_a_benchmark_ends_with_a_line_of_figures(name: str) -> None:
-    figures = json.loads(run(FOLDER / f"bench_{name}.py", "--quick").splitlines()[-1])
+    figures = json.loads(quick(name).splitlines()[-1])
     assert (figures["bench"], figures["quick"]) == (name, True)
     assert figures["ratio"] > 0

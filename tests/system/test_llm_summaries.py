@@ -14,6 +14,7 @@ from longclip.errors import ConfigError
 from pipelines.data.summaries import Checks, SummarySettings, check_strategies, checked_summaries
 from pipelines.data.summaries.settings import Vllm
 from pipelines.data.summaries.vllm import vllm_config, vllm_processor, vllm_summaries
+from tests.support.local_ray import own_ray
 
 STAND_IN = '''
 """As much of vLLM as ray.data.llm calls: an engine that answers with the end of its prompt, and refuses long ones."""
@@ -164,8 +165,7 @@ def test_rows_go_through_all_stages(vllm: None, model: str) -> None:
     captions = {f"row-{number}": f"the {animal} runs on a beach ." for number, animal in enumerate(["dog", "cat"] * 5)}
     captions["row-3"] = " ".join(["the cat sleeps on a beach ."] * 9)
     # Logical CPUs and GPU: one of each for the engine, one for every stage around it.
-    ray.init(address="local", num_cpus=6, num_gpus=1, include_dashboard=False)
-    try:
+    with own_ray(num_cpus=6, num_gpus=1):
         rows = ray.data.from_items([{"key": key, "caption": caption} for key, caption in captions.items()])
         assert vllm_processor(settings).list_stage_names() == [
             "ChatTemplateStage",
@@ -174,8 +174,6 @@ def test_rows_go_through_all_stages(vllm: None, model: str) -> None:
             "DetokenizeStage",
         ]
         made = vllm_summaries(rows, settings).take_all()
-    finally:
-        ray.shutdown()
     assert all(row.keys() == {"key", "summary"} for row in made)
     found = {row["key"]: row["summary"] for row in made}
     assert len(found) == len(made) == 10
