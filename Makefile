@@ -10,11 +10,12 @@ ENVIRONMENT := $(VENV)/.installed
 export RAY_USAGE_STATS_ENABLED := 0
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: help install demo test lint audit ray-head ray-stop clean
+.PHONY: help install demo test test-faults lint audit ray-head ray-stop clean
 
 help:
 	@echo "make demo          the whole way on this machine, ends with a search page (SERVE=0: without; PORT=8000)"
-	@echo "make test          all tests (TESTS='-m \"not slow\"' for the fast ones)"
+	@echo "make test          all tests but fault injection (TESTS='tests/unit -k stretch' for some)"
+	@echo "make test-faults   processes killed, networks cut, disks filled"
 	@echo "make lint          ruff and mypy"
 	@echo "make audit         compares the pinned versions with known advisories"
 	@echo "make ray-head      a Ray head on this machine that takes jobs (make ray-stop ends it)"
@@ -37,8 +38,20 @@ $(ENVIRONMENT): pyproject.toml constraints.txt
 demo: install
 	$(VENV)/bin/python pipelines/demo.py --set serve=$(if $(filter 0,$(SERVE)),false,true) --set port=$(PORT)
 
+# Unit tests start no Ray: they run in two processes and in a random order, whose seed pytest prints
+# (pytest --randomly-seed=N repeats it). Each group runs whole, whatever became of the one before.
 test: install
+ifdef TESTS
 	$(VENV)/bin/python -m pytest $(TESTS)
+else
+	status=0; \
+	$(VENV)/bin/python -m pytest --durations=30 -n 2 --dist loadfile tests/unit || status=$$?; \
+	$(VENV)/bin/python -m pytest --durations=30 -p no:randomly tests/system || status=$$?; \
+	exit $$status
+endif
+
+test-faults: install
+	$(VENV)/bin/python -m pytest --durations=30 -p no:randomly tests/faults
 
 lint: install
 	$(VENV)/bin/ruff check .

@@ -62,7 +62,24 @@ def test_no_pipeline_hides_an_installed_module(monkeypatch: pytest.MonkeyPatch) 
     assert hidden == set()
 
 
-@pytest.mark.parametrize("room", ROOMS)
+def test_only_entries_are_directly_in_pipelines() -> None:
+    modules = [path for path in (ROOT / "pipelines").glob("*.py") if path.name != "__init__.py"]
+    assert modules
+    assert [path.name for path in modules if "run_entry(main)" not in path.read_text(encoding="utf-8")] == []
+
+
+def test_no_test_imports_another_test() -> None:
+    # Helpers are in tests/support. A test file that another one imports cannot be moved or run without it.
+    wrong = {
+        str(path.relative_to(ROOT)): sorted(tests)
+        for path in sources("tests")
+        if (tests := {name for name in imported_modules(path.read_text(encoding="utf-8"), "tests") if ".test_" in name})
+    }
+    assert wrong == {}
+
+
+@pytest.mark.parametrize("room", [*ROOMS, "tests"])
 def test_files_stay_short(room: str) -> None:
-    lengths = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in sources(room)}
+    files = [*sources(room), *(ROOT / room).rglob("*.js")]
+    lengths = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in files}
     assert {name: length for name, length in lengths.items() if length > MAX_LINES} == {}
