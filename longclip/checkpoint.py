@@ -1,7 +1,7 @@
 """Checkpoints: plain Hugging Face CLIP directories, written whole or not at all.
 
-`model.safetensors`, `config.json`, tokenizer and image processor make a directory that `transformers` loads with
-nothing of ours; `longclip.json` beside them holds what we know of its origin and the sha256 of every other file.
+`model.safetensors`, `config.json`, tokenizer and image processor make a directory that `transformers` loads without
+this library. `longclip.json` records the model's origin and the sha256 of every other file.
 """
 
 import json
@@ -28,7 +28,7 @@ SIGLIP_REASON = (
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A CLIP with the tokenizer and image transform it was trained with."""
+    """A CLIP with its tokenizer and image transform."""
 
     model: CLIPModel
     tokenizer: CLIPTokenizer
@@ -48,12 +48,12 @@ def new_model(config: CLIPConfig) -> Checkpoint:
 
 
 def load_checkpoint(source: str | Path) -> Checkpoint:
-    """Load a CLIP from a Hugging Face directory, or by its hub name where there is a network.
+    """Load a CLIP from a Hugging Face directory, or by its hub name if there is a network.
 
     Only safetensors and JSON are read. The model is returned in float32 and evaluation mode.
 
     Raises:
-        CheckpointError: nothing is there, it is no CLIP, or its files are incomplete or damaged.
+        CheckpointError: there is nothing, it is not a CLIP, or its files are incomplete or damaged.
     """
     source = str(source)
     path = Path(source)
@@ -93,10 +93,10 @@ def _require_clip(source: str) -> None:
 
 
 def load_transform(source: str | Path, config: CLIPConfig) -> ImageTransform:
-    """The image transform of a Hugging Face directory; CLIP's own where it has no file of one."""
+    """The image transform of a Hugging Face directory; CLIP's if it has no `preprocessor_config.json`."""
     size = config.vision_config.image_size
     path = Path(source) / "preprocessor_config.json"
-    if not path.is_file():  # a hub name, or a directory without one: CLIP's constants hold for all published CLIPs
+    if not path.is_file():  # a hub name, or no such file: all published CLIPs have CLIP's constants
         return ImageTransform(size, CLIP_MEAN, CLIP_STD)
     saved = json.loads(path.read_text())
     return ImageTransform(size, tuple(saved.get("image_mean") or CLIP_MEAN), tuple(saved.get("image_std") or CLIP_STD))
@@ -108,26 +108,26 @@ def save_checkpoint(
     metadata: Mapping[str, Any],
     weights: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Write a checkpoint directory aside and then publish it under its name in one rename.
+    """Write a checkpoint to a temporary directory and publish it with one rename.
 
     Args:
         checkpoint: what to write.
-        directory: final place; an earlier checkpoint there is replaced.
+        directory: final path; an earlier checkpoint is replaced.
         metadata: JSON-serialisable facts about the origin, kept in the manifest.
-        weights: state dict to write in place of the model's own, e.g. a copy or an average of it.
+        weights: state dict to write instead of the model's, e.g. a moving average.
     """
-    with whole_directory(directory) as aside:
-        write_checkpoint_files(checkpoint, aside, metadata, weights)
+    with whole_directory(directory) as temporary:
+        write_checkpoint_files(checkpoint, temporary, metadata, weights)
 
 
 def write_checkpoint_files(
     checkpoint: Checkpoint, directory: Path, metadata: Mapping[str, Any], weights: Mapping[str, Tensor] | None = None
 ) -> None:
-    """Write the files of a checkpoint into an empty directory that is published by somebody else."""
+    """Write the files of a checkpoint into an empty directory, which the caller publishes."""
     config = checkpoint.model.config
     # Read by the classes of one tower, such as CLIPTextModelWithProjection, which do not see the whole config.
     config.text_config.projection_dim = config.vision_config.projection_dim = config.projection_dim
-    # A copy of the dict, which transformers empties.
+    # A copy, because transformers empties the dict.
     checkpoint.model.save_pretrained(directory, state_dict=dict(weights) if weights is not None else None)
     checkpoint.tokenizer.model_max_length = checkpoint.context_length
     checkpoint.tokenizer.save_pretrained(directory)
@@ -147,8 +147,8 @@ def verify_checkpoint(directory: str | Path, manifest_sha256: str | None = None)
     """Check that a checkpoint directory holds what was written, and nothing else.
 
     Args:
-        directory: a directory that `save_checkpoint` wrote, perhaps copied since.
-        manifest_sha256: what the manifest's own checksum must be, where somebody trustworthy kept it.
+        directory: a directory that `save_checkpoint` wrote, or a copy of it.
+        manifest_sha256: expected checksum of the manifest, from a trusted source; None skips this check.
 
     Raises:
         CheckpointError: a file was changed, added, removed or made a link, or there is no manifest.
@@ -180,5 +180,5 @@ def _first_difference(directory: Path, manifest_sha256: str | None) -> str | Non
 
 
 def checkpoint_id(directory: str | Path) -> str:
-    """Short name of a checkpoint's content: the first 16 digits of the sha256 of its weights."""
+    """Identifies a checkpoint's content: the first 16 hex digits of the sha256 of its weights."""
     return file_sha256(Path(directory) / "model.safetensors")[:16]

@@ -5,8 +5,8 @@
     use_long_clip(pipeline, "checkpoints/longclip-l")
     pipeline("a prompt of up to 248 tokens", negative_prompt="...")
 
-The pipeline's own code does the rest, since it pads every prompt to what its tokenizer says. Nothing of ours is left in
-what `pipeline.save_pretrained` writes.
+The pipeline's own code does the rest: it pads every prompt to the length of its tokenizer. What
+`pipeline.save_pretrained` writes does not depend on this library.
 """
 
 import copy
@@ -34,12 +34,12 @@ _PLACES = {
     "text_encoder": ("tokenizer", ("prompt", "negative_prompt")),
     "text_encoder_2": ("tokenizer_2", ("prompt", "negative_prompt", "prompt_2", "negative_prompt_2")),
 }
-# What must agree for the image model to understand what the text tower says.
+# What must be equal for the image model to understand the text tower.
 _SAME = ("hidden_size", "intermediate_size", "num_attention_heads", "hidden_act", "vocab_size")
 
 
 class LongClipUse:
-    """A pipeline that reads long prompts until `undo`; also a context that undoes it at its end."""
+    """A pipeline that reads long prompts until `undo`, or until the end of a `with` block."""
 
     def __init__(self, pipeline: Any, changes: Mapping[str, Any], encode_prompt: Callable[..., Any]) -> None:
         self._pipeline = pipeline
@@ -49,9 +49,9 @@ class LongClipUse:
         pipeline.encode_prompt = encode_prompt
 
     def undo(self) -> None:
-        """Give the pipeline back what it had; a second call does nothing."""
+        """Restore the pipeline; a second call does nothing."""
         if self._before:
-            del self._pipeline.encode_prompt  # that of its class is found again
+            del self._pipeline.encode_prompt  # so that the method of its class is used
         for name, value in self._before.items():
             setattr(self._pipeline, name, value)
         self._before = {}
@@ -70,21 +70,21 @@ def use_long_clip(
 
     For pipelines with CLIP text encoders: Stable Diffusion 1.x (CLIP-L) and 2.x (OpenCLIP-H without its last layer),
     SDXL (CLIP-L and bigG, pooled output included), Flux (CLIP-L, pooled output). Negative prompts and the empty prompt
-    of classifier-free guidance get the same length. Prompts that are longer still are reported by a warning with their
-    count. Call it before offloading and before loading textual inversions. Weights get the dtype and device of those
+    of classifier-free guidance get the same length. Longer prompts cause a warning with their token
+    count. Call this before offloading and before loading textual inversions. Weights get the dtype and device of those
     that they replace.
 
     Args:
         pipeline: the pipeline, changed in place.
-        checkpoint: for the first CLIP text encoder: a checkpoint, or any source that `longclip.convert` reads.
-        checkpoint_2: for the second one, where there are two. Where None, the pipeline's own is stretched, untrained.
+        checkpoint: for the first CLIP text encoder: a checkpoint, or any source that `convert_checkpoint` reads.
+        checkpoint_2: for the second one, if there are two. If None, the pipeline's second one is stretched, untrained.
 
     Returns:
-        What undoes it.
+        A handle that undoes the change.
 
     Raises:
-        ConfigError: the pipeline has no CLIP text encoder, uses Long-CLIP already, or is in no state for a change.
-        CheckpointError: a checkpoint is of another CLIP than the pipeline's, or the two differ in length.
+        ConfigError: the pipeline has no CLIP text encoder, uses Long-CLIP already, or cannot be changed now.
+        CheckpointError: a checkpoint is of a different CLIP than the pipeline's, or the two differ in length.
     """
     places = [place for place in _PLACES if isinstance(getattr(pipeline, place, None), TextEncoder)]
     _require_usable(pipeline, places, checkpoint_2)
@@ -99,7 +99,7 @@ def use_long_clip(
     context_length = _common_length(changes)
     for place in places:
         name, _ = _PLACES[place]
-        # With its padding token, which the image model is used to. A deep copy would lose how it decodes.
+        # It keeps the padding token that the image model was trained with. A deep copy would lose its decoder.
         tokenizer = copy.copy(getattr(pipeline, name))
         tokenizer.model_max_length = context_length
         changes[name] = tokenizer
@@ -113,7 +113,7 @@ def use_long_clip(
 def _require_usable(pipeline: Any, places: Sequence[str], checkpoint_2: object) -> None:
     name = type(pipeline).__name__
     if not places or not hasattr(pipeline, "encode_prompt"):
-        raise ConfigError(f"{name} encodes no prompt with a CLIP text encoder, which Long-CLIP takes the place of")
+        raise ConfigError(f"{name} does not encode prompts with a CLIP text encoder, which Long-CLIP would replace")
     if checkpoint_2 is not None and len(places) < 2:
         raise ConfigError(f"{name} has one CLIP text encoder, {places[0]}; leave checkpoint_2 out")
     if "encode_prompt" in vars(pipeline):
@@ -132,9 +132,9 @@ def _require_usable(pipeline: Any, places: Sequence[str], checkpoint_2: object) 
 def _common_length(encoders: Mapping[str, TextEncoder]) -> int:
     lengths = {place: encoder.config.max_position_embeddings for place, encoder in encoders.items()}
     if len(set(lengths.values())) > 1:
-        found = " and ".join(f"{length} in {place}" for place, length in lengths.items())
+        described = " and ".join(f"{length} in {place}" for place, length in lengths.items())
         raise CheckpointError(
-            f"both text encoders must read prompts of one length, but it is {found}; give checkpoint_2"
+            f"both text encoders must read prompts of equal length, but it is {described}; give checkpoint_2"
         )
     return next(iter(lengths.values()))
 
@@ -142,25 +142,25 @@ def _common_length(encoders: Mapping[str, TextEncoder]) -> int:
 def _replaced(encoder: TextEncoder, checkpoint: Checkpoint, place: str) -> TextEncoder:
     """A text encoder like `encoder`, with the text tower of a checkpoint, as deep as that of `encoder`."""
     config = checkpoint.model.config
-    ours, theirs = config.text_config.to_dict(), encoder.config
+    new, old = config.text_config.to_dict(), encoder.config
     fields = list(_SAME)
     if isinstance(encoder, CLIPTextModelWithProjection):
-        ours["projection_dim"] = config.projection_dim
+        new["projection_dim"] = config.projection_dim
         fields.append("projection_dim")
     for field in fields:
-        _require_same_clip(ours[field] == getattr(theirs, field), field, ours[field], getattr(theirs, field), place)
-    layers, layers_here = theirs.num_hidden_layers, ours["num_hidden_layers"]
-    _require_same_clip(layers_here >= layers, "num_hidden_layers", layers_here, layers, place)
-    superfluous = tuple(f"encoder.layers.{layer}." for layer in range(layers, layers_here))
+        _require_same_clip(new[field] == getattr(old, field), field, new[field], getattr(old, field), place)
+    old_layers, new_layers = old.num_hidden_layers, new["num_hidden_layers"]
+    _require_same_clip(new_layers >= old_layers, "num_hidden_layers", new_layers, old_layers, place)
+    superfluous = tuple(f"encoder.layers.{layer}." for layer in range(old_layers, new_layers))
     tower = checkpoint.model.text_model.state_dict()
     tower = {name: tensor for name, tensor in tower.items() if not name.startswith(superfluous)}
     return _rebuilt(encoder, tower, checkpoint.model.text_projection.weight, config.text_config.eos_token_id)
 
 
-def _require_same_clip(holds: bool, field: str, ours: object, theirs: object, place: str) -> None:
+def _require_same_clip(holds: bool, field: str, new: object, old: object, place: str) -> None:
     if not holds:
         raise CheckpointError(
-            f"the checkpoint has {field} {ours}, the pipeline's {place} {theirs};"
+            f"the checkpoint has {field} {new}, the pipeline's {place} {old};"
             " take a Long-CLIP of the CLIP that the pipeline was trained with"
         )
 
@@ -181,28 +181,28 @@ def _rebuilt(
     positions = tower["embeddings.position_embedding.weight"].shape[0]
     config = copy.deepcopy(encoder.config)
     config.max_position_embeddings, config.eos_token_id = positions, eos_token_id
-    with torch.device("meta"):  # no random weights are drawn
+    with torch.device("meta"):  # without drawing random weights
         rebuilt = type(encoder)(config)
 
-    def own(tensor: Tensor) -> Tensor:
+    def copied(tensor: Tensor) -> Tensor:
         return tensor.detach().to(encoder.device, encoder.dtype, copy=True)
 
     new_tower = _tower(rebuilt)
-    new_tower.load_state_dict({name: own(tensor) for name, tensor in tower.items()}, assign=True)
+    new_tower.load_state_dict({name: copied(tensor) for name, tensor in tower.items()}, assign=True)
     position_ids = torch.arange(positions, device=encoder.device).unsqueeze(0)
     new_tower.embeddings.register_buffer("position_ids", position_ids, persistent=False)
     if projection is not None and isinstance(rebuilt, CLIPTextModelWithProjection):
-        rebuilt.text_projection.weight = nn.Parameter(own(projection))
+        rebuilt.text_projection.weight = nn.Parameter(copied(projection))
     return rebuilt.eval()
 
 
 def _tower(encoder: TextEncoder) -> Any:
-    """The text tower inside a text encoder: itself, where there is no projection behind it."""
+    """The text tower of a text encoder; itself, if it has no projection."""
     return getattr(encoder, "text_model", encoder)
 
 
 def _reporting(encode_prompt: Callable[..., Any], arguments: set[str], tokenizer: Any) -> Callable[..., Any]:
-    """`encode_prompt` that warns of prompts in `arguments` that `tokenizer` cuts."""
+    """Wrap `encode_prompt` to warn about prompts in `arguments` that `tokenizer` cuts."""
     signature = inspect.signature(encode_prompt)
 
     @functools.wraps(encode_prompt)

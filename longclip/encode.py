@@ -1,14 +1,14 @@
-"""Encoding texts and images without wasted work.
+"""Encode texts and images without wasted work.
 
-A CLIP text feature is read at the end token, and attention is causal: whatever is padded behind it changes nothing. So
-texts are encoded in length-sorted micro-batches, each cut to its own longest text, and without a padding mask, which
-would only take the fast attention kernels away. An image feature is read at the class token. Of the last layer of each
-tower only the row that is read is needed: its queries, output and MLP run at that row alone.
+A CLIP text feature is read at the end token, and attention is causal, so padding after it changes nothing. Texts are
+therefore encoded in length-sorted micro-batches, each cut to its longest text, without a padding mask, which would
+disable the fast attention kernels. An image feature is read at the class token. In the last layer of each tower only
+one row is needed, so its queries, output and MLP are computed for that row alone.
 
-All of it is exact: equal to the whole computation up to rounding.
+All of this is exact: equal to the full computation up to rounding.
 
-With `checkpoint_layers`, autograd holds what enters a whole layer and computes the rest of it again in backward
-(arXiv 1604.06174): less memory for one more forward pass of these layers.
+With `checkpoint_layers`, autograd keeps only the input of each layer and recomputes the rest in backward (arXiv
+1604.06174): less memory for one more forward pass of these layers.
 """
 
 from collections.abc import Callable, Sequence
@@ -33,7 +33,7 @@ def encode_text(model: CLIPModel, tokens: TokenBatch, micro_batch_size: int = TE
     Args:
         model: a CLIP with at least as many positions as the longest text.
         tokens: N texts, each ending with the end token.
-        micro_batch_size: texts that run through the model at once.
+        micro_batch_size: texts per forward pass.
 
     Returns:
         `[N, D]` features before normalisation. Equal to encoding with full padding up to rounding.
@@ -49,12 +49,12 @@ def text_micro_batches(tokens: TokenBatch, size: int = TEXT_MICRO_BATCH) -> Sequ
 
 
 def inverse_order(micro_batches: Sequence[Tensor]) -> Tensor:
-    """Where each row of the batch is found in its concatenated micro-batches, `[N]`."""
+    """Position of each row of the batch in its concatenated micro-batches, `[N]`."""
     return torch.argsort(torch.cat(list(micro_batches)))
 
 
 def encode_micro_batch(model: CLIPModel, tokens: TokenBatch, rows: Tensor, checkpoint_layers: bool = False) -> Tensor:
-    """Text features `[n, D]` before normalisation of some rows `[n]` of a batch, cut to the longest of them."""
+    """Text features `[n, D]` before normalisation of the rows `[n]` of a batch, cut to the longest of them."""
     lengths = tokens.lengths[rows]
     input_ids = tokens.input_ids[rows, : int(lengths.max())].to(model.device, non_blocking=True)
     tower = model.text_model
@@ -78,22 +78,22 @@ def encode_image(model: CLIPModel, pixel_values: Tensor, checkpoint_layers: bool
     return model.visual_projection(tower.post_layernorm(_layer_at(last, hidden, classes, causal=False)))
 
 
-def _whole(layer: Callable[..., Tensor], hidden: Tensor, mask: Tensor | None, again: bool) -> Tensor:
-    """What an encoder layer makes of `hidden [n, L, W]`; `again` computes it a second time in backward."""
-    if again and torch.is_grad_enabled():
+def _whole(layer: Callable[..., Tensor], hidden: Tensor, mask: Tensor | None, recompute: bool) -> Tensor:
+    """Output of an encoder layer for `hidden [n, L, W]`, recomputed in backward if asked for."""
+    if recompute and torch.is_grad_enabled():
         return checkpoint(layer, hidden, mask, use_reentrant=False)
     return layer(hidden, mask)
 
 
 def _layer_at(layer: CLIPEncoderLayer, hidden: Tensor, rows: Tensor, causal: bool) -> Tensor:
-    """One row `[n, W]` of what an encoder layer makes of `hidden [n, L, W]`: for each sequence, that of `rows [n]`."""
+    """Output `[n, W]` of an encoder layer for `hidden [n, L, W]` at one row of each sequence, `rows [n]`."""
     attention, sequences = layer.self_attn, torch.arange(len(hidden), device=hidden.device)
     normed = layer.layer_norm1(hidden)
 
     def heads(projected: Tensor) -> Tensor:
         return projected.unflatten(-1, (attention.num_heads, attention.head_dim)).transpose(1, 2)  # [n, heads, ., d]
 
-    # Rows behind a text's end are padding of its micro-batch.
+    # Rows after a text's end are padding.
     seen = torch.arange(hidden.shape[1], device=hidden.device) <= rows[:, None] if causal else None
     attended = scaled_dot_product_attention(
         heads(attention.q_proj(normed[sequences, rows].unsqueeze(1))),
@@ -113,5 +113,5 @@ def unit(features: Tensor) -> Tensor:
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
-    """Half precision made float32; float64 stays."""
+    """Half precision converted to float32; float64 stays float64."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()

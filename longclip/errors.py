@@ -1,23 +1,23 @@
-"""Errors that a user can cause and mend.
+"""Errors that a user can fix.
 
-Every message is one line that names the field, the value, what is allowed and what to do next. Entry points print
-it without a traceback and exit with `exit_code`; anything else that is raised is a bug and keeps its traceback.
+Every message is one line that names the field, the value, what is allowed and what to do next. Entry points print it
+without a traceback and exit with `exit_code`. Any other exception is a bug and keeps its traceback.
 """
 
 
 def one_line(error: object, limit: int = 300) -> str:
-    """What somebody else's error says, or a text of theirs, fit for a message of ours: at most `limit` characters."""
+    """The message of a foreign error as one line of at most `limit` characters, to quote in our own."""
     return " ".join(str(error).split())[:limit]
 
 
 class LongClipError(Exception):
-    """Base of every error a user can mend."""
+    """Base of every error that a user can fix."""
 
     exit_code = 1
 
 
 class ConfigError(LongClipError):
-    """A setting is unknown, malformed or contradicts another one."""
+    """A setting is unknown, malformed or contradicts another setting."""
 
     exit_code = 2
 
@@ -29,7 +29,7 @@ class DataError(LongClipError):
 
 
 class CheckpointError(LongClipError):
-    """A model cannot be read, is no CLIP, or does not match what it is used with."""
+    """A model cannot be read, is not a CLIP, or does not match what it is used with."""
 
     exit_code = 4
 
@@ -47,10 +47,10 @@ class PromotionError(LongClipError):
 
 
 class DiskFullError(LongClipError):
-    """What was written did not fit; nothing half-written is left where others read."""
+    """The disk is full. Nothing half-written is left under a final name."""
 
     exit_code = 7
 
 
 class ImageError(DataError):
-    """One image cannot be decoded. Rows that raise it are quarantined, not fatal."""
+    """One image cannot be decoded. Jobs reject such rows and continue."""

@@ -16,9 +16,9 @@ _READABLE = 0o644  # safetensors writes files that only their owner can read
 
 @contextmanager
 def whole_directory(directory: str | Path) -> Iterator[Path]:
-    """Context in which a directory is written aside; it gets its final name only when the block ends well.
+    """Context manager that writes a directory to a temporary path and renames it if the block succeeds.
 
-    Gives the path to write to. An output that is there already is replaced in that moment.
+    Yields the temporary path. The rename replaces an existing directory.
     """
     directory = Path(directory)
     directory.parent.mkdir(parents=True, exist_ok=True)
@@ -33,9 +33,9 @@ def whole_directory(directory: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
-    """Context in which a file is written aside; it gets its final name only when the block ends well.
+    """Context manager that writes a file to a temporary path and renames it if the block succeeds.
 
-    Gives the path to write to.
+    Yields the temporary path.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -47,7 +47,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
 
 
 def publish_directory(aside: Path, directory: Path) -> None:
-    """Give the finished directory `aside` its final name, replacing what had it."""
+    """Rename the finished directory `aside` to its final name, replacing an existing one."""
     os.chmod(aside, 0o755)
     for file in aside.rglob("*"):
         if file.is_file():

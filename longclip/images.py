@@ -1,7 +1,7 @@
 """From image bytes to pixels: the one transform that training, batch jobs and serving share.
 
 The geometry is that of the Hugging Face CLIP image processor: short side to `image_size` with bicubic filtering, centre
-crop. Workers hand over uint8; normalisation happens where the model runs, which is a quarter of the traffic.
+crop. Workers send uint8 pixels, a quarter of the bytes of float32; normalisation happens where the model runs.
 """
 
 import io
@@ -20,18 +20,18 @@ from longclip.errors import ImageError
 
 try:
     import simplejpeg
-except ImportError:  # a machine that only trains decodes nothing; Pillow gives the same pixels, half as fast
+except ImportError:  # optional on machines that do not decode; Pillow gives the same pixels at half the speed
     simplejpeg = None
 
 MAX_PIXELS = 64_000_000
-"""Largest width x height that is decoded: above it lie decompression bombs, not photographs."""
+"""Largest width x height to decode; larger files are decompression bombs, not photographs."""
 
 MAX_ASPECT_RATIO = 100
-"""Largest long side over short side: the short side is scaled, so a thread of an image would become a huge one."""
+"""Largest long side over short side: the short side is scaled, so a very thin image would become huge."""
 
 MIN_FAST_SCALE = 1.5
-"""Short side over target from which on ATen's resizing is within one grey level of Pillow's. Nearer to 1, its 16-bit
-weights are now and then two levels off (8 of 1000 photographs of 160 pixels at 224), so Pillow resizes there."""
+"""Short side over target size from which ATen's resizing is within one grey level of Pillow's. Below it, ATen's 16-bit
+weights are sometimes two levels off (8 of 1000 photographs of 160 pixels at 224), so Pillow is used."""
 
 MAX_SCRATCH_BYTES = 64 * 1024 * 1024
 ORIENTATION = 0x0112
@@ -45,22 +45,24 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decode an image file to RGB, upright by its EXIF orientation, on white where it is transparent.
 
     Args:
-        data: an encoded image (JPEG, PNG, WebP, GIF, ...); of an animation, the first frame.
-        max_pixels: largest width x height, checked before anything is decoded.
+        data: an encoded image (JPEG, PNG, WebP, GIF, ...); the first frame of an animation is used.
+        max_pixels: largest width x height, checked before decoding.
 
     Raises:
-        ImageError: the bytes are no complete image, or it is too large or too thin.
+        ImageError: the bytes are not a complete image, or it is too large or too thin.
     """
     image = _decode(data, max_pixels, None)
     return Image.fromarray(image) if isinstance(image, np.ndarray) else image
 
 
 def _decode(data: bytes, max_pixels: int, scratch: "_Scratch | None") -> Image.Image | np.ndarray:
-    """RGB pixels `[H, W, 3]` uint8 of a plain JPEG, which simplejpeg decodes twice as fast, in `scratch` if it is given
-    and large enough; an RGB image of any other file."""
+    """RGB pixels `[H, W, 3]` uint8 of a plain JPEG, an RGB image of any other file.
+
+    simplejpeg decodes plain JPEGs twice as fast as Pillow, into `scratch` if it is given and large enough.
+    """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of bombs; the limit below refuses them
+            warnings.simplefilter("ignore")  # Pillow warns about decompression bombs; the limit below refuses them
             image = Image.open(io.BytesIO(data))
             width, height = image.size
             if width * height > max_pixels:
@@ -76,38 +78,38 @@ def _decode(data: bytes, max_pixels: int, scratch: "_Scratch | None") -> Image.I
             return _opaque(ImageOps.exif_transpose(image)).convert("RGB")
     except ImageError:
         raise
-    except UnidentifiedImageError as error:  # its own message names an address in memory
+    except UnidentifiedImageError as error:  # its message contains a memory address
         raise ImageError(f"image of {len(data)} bytes cannot be decoded: its format is unknown") from error
-    except Exception as error:  # Pillow's plugins raise almost anything on broken files
+    except Exception as error:  # Pillow's plugins raise all kinds of errors on broken files
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ImageError(f"image of {len(data)} bytes cannot be decoded: {reason}") from error
 
 
 def _decode_jpeg(data: bytes, width: int, height: int, scratch: "_Scratch | None") -> np.ndarray | None:
-    """Pixels of a JPEG, exactly those that Pillow gives; None where it is not as simple as that."""
+    """Pixels of a JPEG, identical to Pillow's; None if simplejpeg cannot guarantee that."""
     if simplejpeg is None:
         return None
     try:
-        # The header's size was checked above, in Pillow's reading of it: a file that two parsers read differently must
-        # not get more memory from the second.
+        # Pillow's reading of the size was checked above. If the two parsers disagree about a file, the second must not
+        # allocate more memory.
         if simplejpeg.decode_jpeg_header(data, strict=True)[:2] != (height, width):
             return None
         buffer = scratch.of_size(width * height * 3) if scratch else None
         # Fast upsampling saves 6 % and is up to 81 grey levels off at hard edges; the fast DCT saves 2 %, up to 255.
         return simplejpeg.decode_jpeg(data, "RGB", fastdct=False, fastupsample=False, strict=True, buffer=buffer)
     except ValueError:
-        return None  # damaged, or odd: Pillow decides which
+        return None  # damaged or unusual: Pillow decides which
 
 
 class _Scratch(threading.local):
-    """Memory of each thread that decoded pixels live in until they are resized: fresh memory for every photograph costs
-    the system a third of the time of decoding it."""
+    """A buffer per thread for decoded pixels until they are resized. Allocating new memory for every photograph takes a
+    third of its decoding time."""
 
     def __init__(self) -> None:
         self.buffer = bytearray()
 
     def of_size(self, size: int) -> bytearray | None:
-        """At least `size` bytes; None for more than is worth keeping."""
+        """A buffer of at least `size` bytes; None if that is too much to keep."""
         if size > MAX_SCRATCH_BYTES:
             return None
         if size > len(self.buffer):
@@ -119,7 +121,7 @@ _SCRATCH = _Scratch()
 
 
 def _opaque(image: Image.Image) -> Image.Image:
-    """The image on white where it is transparent, as the Hugging Face processor has it, and with at most 8 bits."""
+    """The image on white where it is transparent, like the Hugging Face processor, and with at most 8 bits."""
     if image.mode.startswith("I;16"):  # Pillow would clip to 255 instead of scaling: a white image
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.has_transparency_data:
@@ -129,7 +131,7 @@ def _opaque(image: Image.Image) -> Image.Image:
 
 @dataclass(frozen=True)
 class ImageTransform:
-    """How a checkpoint wants its images."""
+    """How a checkpoint's images are resized, cropped and normalised."""
 
     image_size: int
     """Side S of the square that the model sees."""
@@ -153,9 +155,9 @@ class ImageTransform:
         return np.array(resized.crop((left, top, left + size, top + size)), dtype=np.uint8)
 
     def _resize_fast(self, pixels: np.ndarray) -> np.ndarray:
-        """The same of `[H, W, 3]` uint8 with ATen's antialiased bicubic: Pillow's algorithm, vectorised.
+        """Like `resize` for `[H, W, 3]` uint8, with ATen's antialiased bicubic: Pillow's algorithm, vectorised.
 
-        Equal to it to one grey level from `MIN_FAST_SCALE` on.
+        Within one grey level of it from `MIN_FAST_SCALE` on.
         """
         size = self.image_size
         width, height, left, top = self._geometry(pixels.shape[1], pixels.shape[0])

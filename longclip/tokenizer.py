@@ -1,4 +1,4 @@
-"""CLIP byte-pair tokens: lengths, truncation that is reported, and never a text without its end token."""
+"""CLIP's byte-pair tokenizer: lengths, reported truncation, and an end token in every text."""
 
 import gzip
 from collections.abc import Sequence
@@ -17,14 +17,14 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """Tokens of N texts, padded with 0 behind the end token to the longest of them."""
+    """Tokens of N texts, padded with 0 after the end token to the longest text."""
 
     input_ids: Tensor
     """`[N, L]` int64."""
     lengths: Tensor
-    """`[N]` int64 tokens of each text, start and end token included, at most the context length."""
+    """`[N]` int64 number of tokens of each text, including start and end token, at most the context length."""
     full_lengths: Tensor
-    """`[N]` int64 tokens that each text would have without a limit; more than `lengths` where it was cut."""
+    """`[N]` int64 number of tokens of each text before truncation; more than `lengths` if it was cut."""
 
     def __len__(self) -> int:
         return self.input_ids.shape[0]
@@ -50,7 +50,7 @@ def build_tokenizer(context_length: int) -> CLIPTokenizer:
 
 @lru_cache(maxsize=4)
 def load_tokenizer(source: str | None, context_length: int) -> CLIPTokenizer:
-    """The tokenizer of a checkpoint (directory or hub name), or the packaged one where `source` is None; kept."""
+    """The tokenizer of a checkpoint (directory or hub name), or the packaged one if `source` is None; cached."""
     if source is None:
         return build_tokenizer(context_length)
     tokenizer = CLIPTokenizer.from_pretrained(source)
@@ -59,12 +59,12 @@ def load_tokenizer(source: str | None, context_length: int) -> CLIPTokenizer:
 
 
 def tokenize(tokenizer: CLIPTokenizer, texts: Sequence[str], context_length: int | None = None) -> TokenBatch:
-    """Tokenize texts, cutting long ones in front of their end token.
+    """Tokenize texts; long ones are cut before their end token.
 
     Args:
         tokenizer: a CLIP tokenizer.
         texts: N texts, at least one.
-        context_length: most tokens of a text; the tokenizer's `model_max_length` where None.
+        context_length: maximum tokens per text; None means the tokenizer's `model_max_length`.
     """
     limit = context_length or tokenizer.model_max_length
     encoded = tokenizer(list(texts), truncation=False, padding=False, verbose=False)["input_ids"]
@@ -78,7 +78,7 @@ def tokenize(tokenizer: CLIPTokenizer, texts: Sequence[str], context_length: int
 
 
 def concatenate(batches: Sequence[TokenBatch]) -> TokenBatch:
-    """One batch of several, padded with 0 to the longest text of all."""
+    """Concatenate batches, padded with 0 to their longest text."""
     longest = max(batch.input_ids.shape[1] for batch in batches)
     return TokenBatch(
         torch.cat([pad(batch.input_ids, (0, longest - batch.input_ids.shape[1])) for batch in batches]),
@@ -88,7 +88,7 @@ def concatenate(batches: Sequence[TokenBatch]) -> TokenBatch:
 
 
 def count_tokens(tokenizer: CLIPTokenizer, texts: Sequence[str]) -> list[int]:
-    """Tokens of each text without any limit, start and end token included."""
+    """Number of tokens of each text without truncation, including start and end token."""
     return [len(ids) for ids in tokenizer(list(texts), truncation=False, padding=False, verbose=False)["input_ids"]]
 
 

@@ -14,12 +14,12 @@ PROMPTS_AT_ONCE = 1024
 
 @torch.inference_mode()
 def class_embeddings(checkpoint: Checkpoint, class_names: Sequence[str], templates: Sequence[str]) -> Tensor:
-    """Embeddings of classes: every prompt's is made unit length, then their mean is.
+    """Embeddings of classes: the mean of the unit embeddings of all prompts, scaled to unit length.
 
     Args:
         checkpoint: the model.
         class_names: C names.
-        templates: sentences in which `{}` stands for the name.
+        templates: sentences with `{}` for the name.
 
     Returns:
         `[C, D]` unit length, float32.
@@ -38,5 +38,5 @@ def class_prompts(class_names: Sequence[str], templates: Sequence[str]) -> list[
 
 
 def class_means(embeddings: Tensor, classes: int) -> Tensor:
-    """Unit-length embeddings `[C, D]` of classes, of those of all their prompts `[C x T, D]`, class by class."""
+    """Unit-length embeddings `[C, D]` of classes, from those of all their prompts `[C x T, D]`, class by class."""
     return unit(embeddings.unflatten(0, (classes, -1)).mean(1))

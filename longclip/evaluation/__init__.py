@@ -1,1 +1,1 @@
-"""Metrics of ranking, and how sure they are."""
+"""Ranking metrics and their statistical significance."""

@@ -1,9 +1,9 @@
-"""Metrics of ranking: retrieval in both directions with any number of captions per image, and classification.
+"""Ranking metrics: retrieval in both directions with any number of captions per image, and classification.
 
-Scores are float32 inner products, computed in blocks: 31,000 images and 155,000 texts need no matrix of 20 GB. A wrong
-candidate with exactly the score of the right one is placed in front of it, and the number of such ties is reported: a
-model that scores everything alike must not look perfect. Candidates with the same embedding always tie, wherever
-rounding in a matrix product would have put them.
+Scores are float32 inner products, computed in blocks, so 31,000 images and 155,000 texts do not need a 20 GB matrix. A
+wrong candidate with exactly the same score as the right one is ranked before it, and the number of such ties is
+reported: a model that gives every pair the same score must not look perfect. Candidates with equal embeddings always
+tie, whatever the rounding of the matrix product.
 """
 
 import hashlib
@@ -23,10 +23,10 @@ BLOCK_SCORES = 16 * 1024 * 1024
 
 @dataclass(frozen=True)
 class Ranks:
-    """How every query of one direction was answered. Q queries; everything else is computed from this."""
+    """Ranks of the right candidates for Q queries in one direction; all figures are computed from them."""
 
     rank: Tensor
-    """`[Q]` int64: wrong candidates in front of the best placed right one. 0 is a hit at 1."""
+    """`[Q]` int64: wrong candidates ranked before the best right one. 0 is a hit at 1."""
     ties: Tensor
     """`[Q]` int64: how many of these have exactly its score."""
     average_precision: Tensor
@@ -40,7 +40,7 @@ class Ranks:
     def recall(self, k: int) -> float:
         """Share of queries with a right candidate among the first `k`.
 
-        With several right candidates this is the "any of" rule of CLIP's papers, a hit rate: one of them is enough.
+        With several right candidates one is enough, a hit rate, as in CLIP papers.
         """
         return (self.rank < k).double().mean().item()
 
@@ -57,8 +57,8 @@ class Ranks:
 def retrieval_ranks(image_embeddings: Tensor, text_embeddings: Tensor, image_of_text: Tensor) -> dict[str, Ranks]:
     """Rank both directions.
 
-    A text's right answer is its one image. An image's right answers are its texts: the best placed one makes the rank,
-    and the others are no competitors.
+    A text's right answer is its one image. An image's right answers are its texts: the best one determines the rank,
+    and the others do not compete with it.
 
     Args:
         image_embeddings: `[N, D]` unit length.
@@ -75,7 +75,7 @@ def retrieval_ranks(image_embeddings: Tensor, text_embeddings: Tensor, image_of_
     counts = torch.bincount(image_of_text, minlength=len(images))
     if not counts.all():
         row = int((counts == 0).nonzero()[0])
-        raise DataError(f"image {row} of {len(images)} has no text; leave it out, or give it one")
+        raise DataError(f"image {row} of {len(images)} has no text; leave it out or give it one")
     owned = torch.argsort(image_of_text, stable=True).split(counts.tolist())
     return {
         "text_to_image": _rank(texts, images, image_of_text[:, None].numpy()),
@@ -87,8 +87,8 @@ def retrieval_figures(ranks: Mapping[str, Ranks], recall_at: Sequence[int] = REC
     """Figures of all directions, named like `image_to_text/recall@1`; see `Ranks.figures`."""
     return {
         f"{direction}/{name}": value
-        for direction, found in ranks.items()
-        for name, value in found.figures(recall_at).items()
+        for direction, ranks_of_direction in ranks.items()
+        for name, value in ranks_of_direction.figures(recall_at).items()
     }
 
 
@@ -108,7 +108,7 @@ def classification_ranks(image_embeddings: Tensor, class_embeddings: Tensor, lab
 
 
 def _finite(kind: str, embeddings: Tensor) -> Tensor:
-    # Comparisons with NaN are false: a broken model would have nothing in front of its right answers.
+    # Comparisons with NaN are false: a broken model would get perfect ranks.
     wrong = int((~embeddings.isfinite()).any(1).sum())
     if wrong:
         raise DataError(f"{wrong} of {len(embeddings)} {kind} embeddings are not finite; the model is broken")
@@ -126,18 +126,18 @@ def _rank(queries: Tensor, candidates: Tensor, right: Sequence[np.ndarray] | np.
             scores = scores[:, place]
         # Row by row: a row stays in the processor's cache while it is compared with each right score.
         for query, row in zip(block.tolist(), scores, strict=True):
-            own = np.sort(row[right[query]])[::-1]
+            right_scores = np.sort(row[right[query]])[::-1]
             row[right[query]] = -np.inf
-            in_front = np.array([np.count_nonzero(row >= score) for score in own])
+            in_front = np.array([np.count_nonzero(row >= score) for score in right_scores])
             rank[query] = in_front[0]
-            ties[query] = in_front[0] - np.count_nonzero(row > own[0])
-            found = np.arange(1, len(own) + 1)
-            precision[query] = np.mean(found / (in_front + found))
+            ties[query] = in_front[0] - np.count_nonzero(row > right_scores[0])
+            hits = np.arange(1, len(right_scores) + 1)
+            precision[query] = np.mean(hits / (in_front + hits))
     return Ranks(torch.from_numpy(rank), torch.from_numpy(ties), torch.from_numpy(precision), len(candidates))
 
 
 def _distinct(embeddings: Tensor) -> tuple[Tensor, np.ndarray | None]:
-    """The distinct rows, and which of them each row is; None where all differ."""
+    """The distinct rows, and the index of each row among them, or None if all rows differ."""
     places: dict[bytes, int] = {}
     place = np.array([places.setdefault(hashlib.sha256(row).digest(), len(places)) for row in embeddings.numpy()])
     if len(places) == len(embeddings):

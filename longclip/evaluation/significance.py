@@ -1,7 +1,7 @@
-"""How sure a measured figure is: bootstrap intervals, and a paired test between two models on the same queries.
+"""Statistical significance: bootstrap intervals, and a paired test of two models on the same queries.
 
-Queries that share an image (its five captions, say) are not independent: whole groups are drawn, not single queries.
-Everything is seeded, so the same measurements give the same intervals.
+Queries that share an image (such as its five captions) are not independent, so whole groups are drawn, not single
+queries. Everything is seeded: the same measurements give the same intervals.
 """
 
 from collections.abc import Iterator
@@ -24,8 +24,7 @@ class Comparison:
     high: float
     """Bounds of the bootstrap interval of the difference."""
     p_value: float
-    """Probability of a difference at least so large, in either direction, if it made no difference which model is
-    which."""
+    """Probability of a difference at least as large, in either direction, if the two models were interchangeable."""
     better: int
     worse: int
     """Queries on which B is better, and worse, than A."""
@@ -45,14 +44,14 @@ def mean_interval(
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of the mean (Efron 1979), over groups of queries.
 
-    Two made-up groups of mean size, one of the lowest and one of the highest value that can be, are drawn from as well.
-    Without them, 40 hits of 40 would have an interval of no width, as if the next 40 had to be hits too. It is the
-    idea of Agresti and Coull (1998); where nothing ever differs it gives the rule of three, 3 / Q.
+    Two artificial groups of mean size are added, one with the lowest and one with the highest possible value. Without
+    them, 40 hits of 40 would have an interval of zero width, as if the next 40 had to be hits too. The idea is that of
+    Agresti and Coull (1998); if all values are equal it gives the rule of three, 3 / Q.
 
     Args:
         values: `[Q]` value of each query, e.g. whether it is a hit at 1.
-        groups: `[Q]` which queries belong together, any integers; None where each stands for itself.
-        level: share of intervals that hold the true mean.
+        groups: `[Q]` integer group of each query; None if each query is a group.
+        level: share of intervals that contain the true mean.
         resamples: draws.
         bounds: lowest and highest value that a query can have.
     """
@@ -74,8 +73,8 @@ def compare_paired(
 ) -> Comparison:
     """Paired comparison of two models: bootstrap interval of the difference, and a sign-flip permutation test.
 
-    Under the null hypothesis, the models may be swapped within any group of queries. For single queries that are hit or
-    missed this is McNemar's exact test, by simulation; the smallest possible p is 1 / (resamples + 1).
+    Under the null hypothesis, the models may be swapped within any group of queries. For single queries with a hit or a
+    miss this is McNemar's exact test, by simulation; the smallest possible p is 1 / (resamples + 1).
 
     Args:
         a: `[Q]` value of each query under model A, between 0 and 1.
@@ -85,7 +84,7 @@ def compare_paired(
         resamples: draws of the bootstrap, and of the test.
     """
     if len(a) != len(b):
-        raise ValueError(f"{len(a)} and {len(b)} values are no pairs")
+        raise ValueError(f"{len(a)} and {len(b)} values are not pairs")
     change = np.asarray(b, np.float64) - np.asarray(a, np.float64)
     low, high = mean_interval(change, groups, level, resamples, (-1.0, 1.0))
     sums, _ = _grouped(change, groups)
@@ -97,7 +96,7 @@ def compare_paired(
             for start in range(0, resamples, size)
         ]
     )
-    # Sums in another order differ by rounding; they are equal to the observed one all the same.
+    # Sums in another order differ by rounding; treat them as equal to the observed one.
     extreme = np.count_nonzero(np.abs(swapped) >= abs(sums.sum()) - 1e-9 * max(1.0, np.abs(sums).sum()))
     return Comparison(
         difference=float(change.mean()),

@@ -1,13 +1,13 @@
-"""A search index: a table of vectors as the truth, and immutable search structures that are published from it.
+"""A search index: a table of vectors, and immutable search structures that are published from it.
 
     INDEX/table.lance/            every item with its vectors, and the model that made them: inserted, changed, deleted
-    INDEX/published/000007/       one state of it, made ready for search, never changed
-        manifest.json             written last: the model, counts, checksums, how search was found to be good
+    INDEX/published/000007/       one version of it, prepared for search, never changed
+        manifest.json             written last: the model, counts, checksums, measured recall
         0000/items.arrow          ids, captions, thumbnails, metadata of a shard
         0000/image.npy            its vectors of images; caption.npy those of captions
-        0000/image.faiss          a structure over them, where there are too many to compare all
+        0000/image.faiss          a FAISS structure, if there are too many vectors to compare all
 
-Needs numpy and pyarrow; `faiss-cpu` where an index is large, `pylance` to write one: the extra `index`.
+Needs the packages of the extra `index`: pyarrow, and faiss-cpu for large indexes.
 """
 
 from longclip.index.filters import Filter, parse_filter

@@ -2,7 +2,7 @@
 
     {"year": {"gte": 1990, "lt": 2000}, "or": [{"place": {"eq": "Oslo"}}, {"not": {"colour": {"in": ["red"]}}}]}
 
-Conditions of one object must all hold. An item without a value fulfils no condition on it, nor the negation of one.
+All conditions of an object must hold. An item without a value fulfils neither a condition on it nor its negation.
 """
 
 from collections.abc import Callable, Mapping
@@ -53,26 +53,26 @@ class Filter:
             return result
         column = items[self.column]
         if self.kind == "in":
-            found = pc.is_in(column, value_set=self.value)
-            return pc.if_else(pc.is_valid(column), found, pa.scalar(None, pa.bool_()))
+            contained = pc.is_in(column, value_set=self.value)
+            return pc.if_else(pc.is_valid(column), contained, pa.scalar(None, pa.bool_()))
         return _COMPARISONS[self.kind](column, self.value)
 
 
 def parse_filter(value: Any, schema: Mapping[str, pa.DataType]) -> Filter:
-    """A filter of JSON values, checked against the columns that there are.
+    """Parse a filter of JSON values and check it against the columns.
 
     Args:
         value: an object of conditions.
         schema: types of the columns.
 
     Raises:
-        DataError: it is no such object, names no such column, or compares with a value of another type.
+        DataError: it is not such an object, names an unknown column, or compares with a value of another type.
     """
     return _Parser(schema).conditions(value, 1)
 
 
 class _Parser:
-    """Parses one filter, and counts its conditions."""
+    """Parses one filter and counts its conditions."""
 
     def __init__(self, schema: Mapping[str, pa.DataType]) -> None:
         self.schema = schema
@@ -102,15 +102,15 @@ class _Parser:
             raise DataError(f"there is no column {_shown(column)} to filter by; there is: {known}")
         if not isinstance(value, dict) or not value:
             raise DataError(f"'{column}' takes an object such as {{\"eq\": value}}, not {_shown(value)}")
-        found = []
+        comparisons = []
         for operator, operand in value.items():
             self.count += 1
             if self.count > MAX_CONDITIONS:
                 raise DataError(f"it has more than {MAX_CONDITIONS} conditions")
             if operator not in OPERATORS:
                 raise DataError(f"'{column}': operator {_shown(operator)} is not one of {', '.join(OPERATORS)}")
-            found.append(Filter(operator, column, self._operand(column, operator, operand)))
-        return found
+            comparisons.append(Filter(operator, column, self._operand(column, operator, operand)))
+        return comparisons
 
     def _operand(self, column: str, operator: str, operand: Any) -> Any:
         kind = self.schema[column]

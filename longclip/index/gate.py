@@ -1,7 +1,7 @@
-"""Is a structure good enough to be searched with? Measured before an index is published.
+"""Measures whether a search structure is good enough before an index is published.
 
-Texts are no neighbours of images: their vectors lie elsewhere, and a structure that finds every image for an image may
-lose a tenth of them for a text (arXiv 2211.12850). So the gate asks with texts; images are measured beside them.
+Text vectors are far from image vectors: a structure that finds every image for an image query may miss a tenth of them
+for a text query (arXiv 2211.12850). So the gate uses text queries; image queries are measured as well.
 """
 
 from collections.abc import Mapping
@@ -16,15 +16,15 @@ TOP_K = 10
 
 
 def measure_probes(index: PublishedIndex, target: str, queries: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
-    """Recall of the ten best for powers of two of lists that are looked into, up to all of them.
+    """Recall of the ten best items when 1, 2, 4, ... and all inverted lists are probed.
 
     Args:
         index: all shards, with structures.
-        target: what is searched.
+        target: what is searched, `image` or `caption`.
         queries: unit vectors `[Q, E]` by kind: `text`, `image`.
 
     Returns:
-        Rows of `target`, `queries`, `count`, `probes`, and `recall`: the share of the truly ten best that are found.
+        Rows of `target`, `queries`, `count`, `probes`, and `recall`: the share of the exact ten best that are found.
     """
     lists = int(index.manifest.engine["lists"])
     steps = [1 << power for power in range(lists.bit_length()) if 1 << power < lists] + [lists]
@@ -32,15 +32,15 @@ def measure_probes(index: PublishedIndex, target: str, queries: Mapping[str, np.
     for kind, vectors in queries.items():
         best = [_ids(matches) for matches in index.search(vectors, TOP_K, target, exact=True)]
         for probes in steps:
-            found = [_ids(matches) for matches in index.search(vectors, TOP_K, target, probes=probes)]
-            recall = np.mean([len(one & other) / len(one) for one, other in zip(best, found, strict=True)])
+            approximate = [_ids(matches) for matches in index.search(vectors, TOP_K, target, probes=probes)]
+            recall = np.mean([len(one & other) / len(one) for one, other in zip(best, approximate, strict=True)])
             row = {"target": target, "queries": kind, "count": len(vectors), "probes": probes}
             rows.append(row | {"recall": round(float(recall), 4)})
     return rows
 
 
 def fewest_probes(table: list[dict[str, Any]], target: str, min_recall: float) -> int:
-    """The fewest lists with which texts find enough of what there is.
+    """The smallest number of probed lists that gives text queries enough recall.
 
     Raises:
         SearchIndexError: no number of lists is enough.

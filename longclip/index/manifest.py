@@ -1,4 +1,4 @@
-"""What a published index says of itself."""
+"""The manifest of a published index."""
 
 import json
 from collections.abc import Mapping
@@ -43,7 +43,7 @@ class Manifest:
     engine: dict[str, Any]
     """`name` is `exact`, or `ivf` with `lists` of each shard and `probes` for each target."""
     gate: list[dict[str, Any]]
-    """How search was measured before it was published: recall@10 against exact search, by target, queries, probes."""
+    """Search quality measured before publishing: recall@10 against exact search, by target, queries, probes."""
     metadata: dict[str, str]
     """Arrow types of the columns that can be filtered by."""
     source: str
@@ -57,15 +57,15 @@ class Manifest:
 
 
 def version_directory(index: Any, version: int) -> Any:
-    """Where a version of an index lies; `index` is a `Path` or anything like it, such as a `UPath`."""
+    """Directory of a version of an index; `index` is a `Path`, or similar such as a `UPath`."""
     return index / PUBLISHED / f"{version:06d}"
 
 
 def version_manifests(index: Any) -> list[Manifest]:
-    """Manifests of all complete versions of an index, oldest first; a directory without one is no version yet.
+    """Manifests of all complete versions of an index, oldest first; a directory without one is not a version yet.
 
     Args:
-        index: `Path` of it, or anything like one, such as a `UPath`.
+        index: its `Path`, or similar such as a `UPath`.
     """
     folder = index / PUBLISHED
     directories = [path for path in folder.iterdir() if path.name.isdecimal()] if folder.exists() else []
@@ -86,7 +86,7 @@ def read_manifest(directory: str | Path) -> Manifest:
 
 
 def parse_manifest(content: bytes, place: str) -> Manifest:
-    """A manifest's content; `place` is for messages. Raises `SearchIndexError`."""
+    """Parse a manifest; `place` is for error messages. Raises `SearchIndexError`."""
     try:
         values = json.loads(content)
     except ValueError as error:
@@ -107,7 +107,7 @@ def newest_version(manifests: list[Manifest], checkpoint_id: str, place: str) ->
     """The newest version that was made with a model, so that what is served always fits the model.
 
     Raises:
-        SearchIndexError: there is none: vectors would be compared with ones that mean something else.
+        SearchIndexError: there is none; vectors of different models cannot be compared.
     """
     if not manifests:
         raise SearchIndexError(f"index '{place}' has no published version; give an index written by embed")

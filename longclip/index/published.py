@@ -41,11 +41,11 @@ class PublishedIndex:
 
     @classmethod
     def open(cls, directory: str | Path, manifest: Manifest | None = None) -> "PublishedIndex":
-        """Open a published version that lies on this machine, and verify it.
+        """Open and verify a published version on this machine.
 
         Args:
             directory: `INDEX/published/N`.
-            manifest: what it will say of itself, where it is not written yet.
+            manifest: its manifest, if it is not written yet.
 
         Raises:
             SearchIndexError: it is missing or damaged.
@@ -69,9 +69,9 @@ class PublishedIndex:
         """Open one shard of a version, as an index of its items alone.
 
         Args:
-            directory: the shard's own.
-            manifest: what the version says of itself.
-            number: which of its shards this is.
+            directory: the shard's directory.
+            manifest: the manifest of the version.
+            number: number of the shard, from 0.
 
         Raises:
             SearchIndexError: it is missing or damaged.
@@ -91,21 +91,21 @@ class PublishedIndex:
 
         Args:
             queries: `[Q, E]` float32 unit vectors.
-            top_k: most matches of a query.
-            target: `image` or `caption`, as far as the index has their vectors.
-            filter: items that count; all where None.
-            exact: compare with every item, whatever structure there is.
-            probes: lists to look into, instead of as many as were found good when the index was published.
+            top_k: maximum matches per query.
+            target: `image` or `caption`, if the index has such vectors.
+            filter: items to search; None searches all.
+            exact: compare with every item, even if there is a structure.
+            probes: inverted lists to probe; None uses the number chosen when the index was published.
         """
         probes = None if exact else probes or self.manifest.engine.get("probes", {}).get(target)
         parts = []
         for shard in self.shards:
             mask = None if filter is None else filter.mask(shard.items)
-            found = shard.search(queries, target, top_k, mask, probes)
+            best = shard.search(queries, target, top_k, mask, probes)
             parts.append(
                 [
                     [self._match(shard, row, score) for row, score in zip(rows.tolist(), scores.tolist(), strict=True)]
-                    for rows, scores in zip(found.rows, found.scores, strict=True)
+                    for rows, scores in zip(best.rows, best.scores, strict=True)
                 ]
             )
         return [merge_matches(list(lists), top_k) for lists in zip(*parts, strict=True)]
@@ -115,12 +115,12 @@ class PublishedIndex:
         return Match(shard.items["id"][row].as_py(), score, shard.items["caption"][row].as_py(), metadata)
 
     def vector(self, id: str, target: str = "image") -> np.ndarray | None:
-        """The unit vector `[E]` of an item; None where there is no such id."""
+        """The unit vector `[E]` of an item; None for an unknown id."""
         place = self._rows.get(id)
         return None if place is None else np.array(self.shards[place[0]].vectors[target][place[1]])
 
     def thumbnail(self, id: str) -> bytes | None:
-        """The JPEG of an item; None where there is no such id."""
+        """The JPEG of an item; None for an unknown id."""
         place = self._rows.get(id)
         return None if place is None else self.shards[place[0]].items["thumbnail"][place[1]].as_py()
 
@@ -128,8 +128,8 @@ class PublishedIndex:
         """At most `count` different captions, spread evenly over the first shard."""
         captions = self.shards[0].items["caption"]
         rows = np.linspace(0, len(captions) - 1, min(count, len(captions)), dtype=int)
-        found = (captions[row].as_py() for row in rows.tolist())
-        return list(dict.fromkeys(caption for caption in found if caption.strip()))
+        texts = (captions[row].as_py() for row in rows.tolist())
+        return list(dict.fromkeys(caption for caption in texts if caption.strip()))
 
 
 def shard_name(number: int) -> str:

@@ -1,7 +1,7 @@
-"""Part of a published index: its files, written and read, and the search in them.
+"""A shard of a published index: writing, reading and searching its files.
 
-Small shards compare a query with every vector. Large ones have a FAISS structure beside the vectors (IVF, whose copies
-are quantised to 8 bits) that names candidates; these are compared exactly. Scores are inner products of unit vectors.
+In small shards a query is compared with every vector. Large ones also have a FAISS structure (IVF with vectors
+quantised to 8 bits) that proposes candidates, which are compared exactly. Scores are inner products of unit vectors.
 """
 
 from collections.abc import Iterable, Mapping
@@ -22,24 +22,24 @@ Vectors = Mapping[str, np.ndarray]
 ITEMS = "items.arrow"
 ITEM_COLUMNS = ("id", "caption", "thumbnail")
 CANDIDATES = 10
-"""Candidates for each hit that is asked for; the exact comparison picks the hits among them."""
+"""Candidates per requested hit; the exact comparison selects the hits among them."""
 EXACT_SUBSET = 20_000
-"""A filter that leaves fewer items than this makes the exact comparison cheaper than any structure."""
+"""If a filter leaves fewer items, the exact comparison is cheaper than the structure."""
 BLOCK_ROWS = 65_536
 NORM_TOLERANCE = 1e-3
 TRAINING_VECTORS_A_LIST = 64
 
 
 def structure_file(target: str) -> str:
-    """File of a shard with what FAISS writes."""
+    """File of a shard with its FAISS structure."""
     return f"{target}.faiss"
 
 
 def write_shard(directory: Path, batches: Iterable[tuple[pa.Table, Vectors]], rows: int, lists: int) -> dict[str, Any]:
-    """Write the files of a shard into a directory that is there, a batch of items at a time.
+    """Write the files of a shard into an existing directory, a batch of items at a time.
 
     Args:
-        directory: where to.
+        directory: the existing directory.
         batches: `id`, `caption`, `thumbnail` and metadata columns of some items, and for each target their unit vectors
             `[n, E]` float32; at least one batch.
         rows: items of all batches.
@@ -83,7 +83,7 @@ def _write_structure(path: Path, vectors: np.ndarray, lists: int) -> None:
 
 
 @dataclass(frozen=True)
-class Found:
+class BestRows:
     """The best rows of a shard for Q queries, best first."""
 
     scores: list[np.ndarray]
@@ -109,11 +109,11 @@ class Shard:
 
         Args:
             directory: its directory.
-            entry: what the manifest says of it.
-            dim: numbers of a vector.
+            entry: its entry in the manifest.
+            dim: dimension of the vectors.
 
         Raises:
-            SearchIndexError: something is missing, or does not agree with the manifest.
+            SearchIndexError: something is missing or does not match the manifest.
         """
         for name, expected in entry["files"].items():
             _verify_checksum(directory, name, expected)
@@ -145,12 +145,12 @@ class Shard:
         for target, vectors in self.vectors.items():
             name = vectors_file(target)
             if vectors.shape != (rows, dim) or vectors.dtype != np.float32:
-                found = f"{vectors.dtype} {list(vectors.shape)}"
-                raise SearchIndexError(f"index '{directory}': {name} is {found}, not float32 {[rows, dim]}")
+                actual = f"{vectors.dtype} {list(vectors.shape)}"
+                raise SearchIndexError(f"index '{directory}': {name} is {actual}, not float32 {[rows, dim]}")
             for start in range(0, rows, BLOCK_ROWS):
                 block = vectors[start : start + BLOCK_ROWS]
                 norms = np.sqrt(np.einsum("ne,ne->n", block, block))
-                off = np.flatnonzero(~(np.abs(norms - 1) <= NORM_TOLERANCE))  # so that NaN is off, too
+                off = np.flatnonzero(~(np.abs(norms - 1) <= NORM_TOLERANCE))  # the negation also catches NaN
                 if len(off):
                     raise SearchIndexError(
                         f"index '{directory}': {len(off)} vectors of {name} are not of unit length, first row"
@@ -164,15 +164,15 @@ class Shard:
         top_k: int,
         mask: np.ndarray | None = None,
         probes: int | None = None,
-    ) -> Found:
+    ) -> BestRows:
         """The best rows for each query, best first; of equal scores the earlier row first.
 
         Args:
             queries: `[Q, E]` float32 unit vectors.
-            target: what they are compared with.
-            top_k: most rows of a query.
-            mask: rows `[n]` that count; all where None.
-            probes: lists of the structure that are looked into; every vector is compared where None.
+            target: what they are compared with, `image` or `caption`.
+            top_k: maximum rows per query.
+            mask: `[n]` rows to search; None searches all.
+            probes: inverted lists to probe; None compares every vector.
         """
         rows = None if mask is None else np.flatnonzero(mask)
         structure = self._structures.get(target)
@@ -184,13 +184,13 @@ class Shard:
         parameters = faiss.SearchParametersIVF(nprobe=probes, sel=selector)  # type: ignore[call-arg]
         wanted = min(max(CANDIDATES * top_k, 100), len(self))
         _, candidates = structure.search(np.ascontiguousarray(queries), wanted, params=parameters)
-        found = [
+        best = [
             self._exact(query[None], target, top_k, np.sort(named[named >= 0]))
             for query, named in zip(queries, candidates, strict=True)
         ]
-        return Found([one.scores[0] for one in found], [one.rows[0] for one in found])
+        return BestRows([one.scores[0] for one in best], [one.rows[0] for one in best])
 
-    def _exact(self, queries: np.ndarray, target: str, top_k: int, rows: np.ndarray | None) -> Found:
+    def _exact(self, queries: np.ndarray, target: str, top_k: int, rows: np.ndarray | None) -> BestRows:
         """Compare with all vectors, or those of some rows, a block at a time."""
         vectors = self.vectors[target]
         count = len(vectors) if rows is None else len(rows)
@@ -207,7 +207,7 @@ class Shard:
                 best[number] = np.concatenate([best[number], part[kept]])
                 order = best_rows(scores[number], top_k)
                 scores[number], best[number] = scores[number][order], best[number][order]
-        return Found(scores, best)
+        return BestRows(scores, best)
 
 
 def best_rows(scores: np.ndarray, top_k: int) -> np.ndarray:
@@ -215,7 +215,7 @@ def best_rows(scores: np.ndarray, top_k: int) -> np.ndarray:
     top_k = min(top_k, len(scores))
     if top_k == 0:
         return np.zeros(0, np.int64)
-    # A partition alone would keep any of the rows that tie for the last place.
+    # A partition alone would keep an arbitrary one of the rows that tie for the last position.
     threshold = np.partition(scores, -top_k)[-top_k]
     candidates = np.flatnonzero(scores >= threshold)
     order = np.argsort(-scores[candidates], kind="stable")
@@ -224,11 +224,11 @@ def best_rows(scores: np.ndarray, top_k: int) -> np.ndarray:
 
 def _verify_checksum(directory: Path, name: str, expected: str) -> None:
     try:
-        found = file_sha256(directory / name)
+        actual = file_sha256(directory / name)
     except OSError as error:
         raise SearchIndexError(f"index '{directory}': cannot read {name}: {error.strerror}") from error
-    if found != expected:
+    if actual != expected:
         raise SearchIndexError(
-            f"index '{directory}': sha256 of {name} is {found[:16]}..., the manifest says {expected[:16]}...;"
+            f"index '{directory}': sha256 of {name} is {actual[:16]}..., the manifest says {expected[:16]}...;"
             " the file was changed or damaged, embed the corpus again"
         )

@@ -1,9 +1,9 @@
 """Compiled layers: `torch.compile`, once for all layers of a tower, for texts of any length.
 
-Micro-batches of texts have as many lengths as there are texts. So the rows and columns of what enters a layer are
-symbols in its graph, and nothing is padded for the compiler's sake. Layers of a tower share their graphs. There is one
-for each tower and each way to run it (with and without gradient, in training and evaluation), and a few more for
-shapes that torch treats apart, such as a single row.
+Micro-batches of texts have many different lengths. So the number of rows and the length are symbolic in a layer's
+graph, and nothing is padded for the compiler. Layers of a tower share their graphs. There is one for each tower and
+each way to run it (with and without gradients, in training and evaluation mode), and a few more for shapes that torch
+specialises, such as a single row.
 """
 
 from collections.abc import Callable
@@ -13,14 +13,14 @@ import torch
 from transformers import CLIPModel
 
 MAX_GRAPHS = 32
-"""Graphs of a layer. torch's own limit of 8 counts those of both towers together; what is above it is an error."""
+"""Maximum graphs of a layer. torch's default of 8, which counts both towers together, is too low."""
 
 
 def compile_layers(model: CLIPModel, backend: str | Callable[..., Any] = "inductor") -> None:
-    """Compile the whole layers of both towers, in place, at their first use. The same numbers up to rounding.
+    """Compile all but the last layer of both towers, in place, at their first use. Results are equal up to rounding.
 
-    Names of parameters stay as they are. The last layer of a tower runs at one row (`longclip.encode`) and is left.
-    Call it before layers are sharded.
+    Parameter names do not change. The last layer of a tower is computed for one row only (`longclip.encode`) and is not
+    compiled. Call this before sharding.
 
     Args:
         model: the CLIP.

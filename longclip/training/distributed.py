@@ -7,12 +7,12 @@ from torch.autograd import Function
 
 
 def is_distributed() -> bool:
-    """Whether this process is one of several that train together."""
+    """Whether several processes train together."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def rank() -> int:
-    """Number of this process among those that train together, from 0."""
+    """Rank of this process, from 0."""
     return dist.get_rank() if is_distributed() else 0
 
 
@@ -58,6 +58,6 @@ class _Gather(Function):
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
-        own = gradient.new_empty(ctx.rows, *gradient.shape[1:])
-        dist.reduce_scatter_tensor(own, gradient.contiguous())
-        return own
+        local = gradient.new_empty(ctx.rows, *gradient.shape[1:])
+        dist.reduce_scatter_tensor(local, gradient.contiguous())
+        return local

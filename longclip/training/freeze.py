@@ -1,8 +1,8 @@
-"""Training a part of a CLIP: towers that stay as they are, wholly (LiT, arXiv 2111.07991) or but for their last groups.
+"""Freezing a tower of a CLIP, completely (LiT, arXiv 2111.07991) or except for its last groups of modules.
 
-Groups are counted as open_clip does, from the output: the projection into the shared space, the last layer with the
-norm behind it, every layer before, and the embeddings (with the norm behind them in the image tower). What is locked
-has no gradient, no optimizer state, and no autograd graph as far as nothing before it is trained.
+Groups are counted from the output, like open_clip does: the projection into the shared space, the last layer with the
+norm after it, every layer before it, and the embeddings (with the norm after them in the image tower). Locked modules
+have no gradients and no optimizer state, and no autograd graph unless something before them is trained.
 """
 
 from typing import Literal
@@ -14,7 +14,7 @@ TowerName = Literal["image", "text"]
 
 
 def tower_groups(model: CLIPModel, tower: TowerName) -> list[list[nn.Module]]:
-    """Modules of a tower from input to output, in groups that are locked together: layers + 2."""
+    """Modules of a tower from input to output, in layers + 2 groups that are locked together."""
     if tower == "image":
         vision = model.vision_model
         first, layers, norm = [vision.embeddings, vision.pre_layrnorm], vision.encoder.layers, vision.post_layernorm
@@ -28,12 +28,12 @@ def tower_groups(model: CLIPModel, tower: TowerName) -> list[list[nn.Module]]:
 
 
 def lock_tower(model: CLIPModel, tower: TowerName, unlocked_groups: int = 0) -> None:
-    """Keep a tower as it is during training, but for its last `unlocked_groups` groups. In place.
+    """Freeze a tower during training, except for its last `unlocked_groups` groups. In place.
 
     Args:
-        model: the CLIP. Its temperature belongs to neither tower and stays trained.
-        tower: `image` or `text`. A wholly locked text tower keeps stretched positions untrained.
-        unlocked_groups: groups that train, counted from the output (1: the projection), below the number of groups.
+        model: the CLIP. Its temperature belongs to neither tower and is still trained.
+        tower: `image` or `text`. A fully locked text tower leaves stretched positions untrained.
+        unlocked_groups: groups to train, counted from the output (1: the projection); less than the number of groups.
 
     Raises:
         ValueError: `unlocked_groups` leaves nothing to lock, or is negative.
@@ -41,7 +41,7 @@ def lock_tower(model: CLIPModel, tower: TowerName, unlocked_groups: int = 0) -> 
     groups = tower_groups(model, tower)
     if not 0 <= unlocked_groups < len(groups):
         raise ValueError(
-            f"unlocked_groups must lie in 0..{len(groups) - 1} ({len(groups)} groups of the {tower} tower: embeddings,"
+            f"unlocked_groups must be in 0..{len(groups) - 1} ({len(groups)} groups of the {tower} tower: embeddings,"
             f" {len(groups) - 2} layers, projection), got {unlocked_groups}"
         )
     for group in groups[: len(groups) - unlocked_groups]:
@@ -50,6 +50,6 @@ def lock_tower(model: CLIPModel, tower: TowerName, unlocked_groups: int = 0) -> 
 
 
 def is_locked(model: CLIPModel, tower: TowerName) -> bool:
-    """Whether nothing of a tower is trained."""
+    """Whether no parameter of a tower is trained."""
     modules = [module for group in tower_groups(model, tower) for module in group]
     return not any(parameter.requires_grad for module in modules for parameter in module.parameters())

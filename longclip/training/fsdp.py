@@ -1,10 +1,10 @@
-"""Towers that are shared out among the workers (FSDP2): for models of which one device cannot hold weights, gradients
-and optimizer state.
+"""Sharding the towers among the workers (FSDP2), for models whose weights, gradients and optimizer state do not fit on
+one device.
 
-Each worker holds its part of every parameter. Layers are put together when they are needed and taken apart again;
-embeddings, projections and the last layer of either tower, which runs at one row without its `forward`
-(`longclip.encode`), form one group that is whole from the beginning of a step to its end. Gradients are averaged, as
-`DistributedDataParallel` does, so the step is the same.
+Each worker holds a shard of every parameter. Layers are gathered when they are needed and freed after use. Embeddings,
+projections and the last layer of each tower, which is computed for one row without its `forward` (`longclip.encode`),
+form one group that stays gathered during a step. Gradients are averaged as in `DistributedDataParallel`, so the step is
+the same.
 """
 
 from collections.abc import Iterator
@@ -21,31 +21,31 @@ from longclip.training.step import PairEncoder
 
 
 def shard(encoder: PairEncoder) -> None:
-    """Share the parameters out among the workers, in place. It stays a `PairEncoder`.
+    """Shard the parameters among the workers, in place. The encoder remains a `PairEncoder`.
 
-    Call it on the device of training, with the same weights on every worker, after `compile_layers` and before the
-    optimizer is made. `torch.distributed.checkpoint.state_dict` puts weights and optimizer state together again.
+    Call this on the training device, with the same weights on every worker, after `compile_layers` and before creating
+    the optimizer. `torch.distributed.checkpoint.state_dict` gathers weights and optimizer state.
 
     Raises:
         ValueError: there is no process group.
     """
     if not torch.distributed.is_initialized():
-        raise ValueError("parameters are shared out among the workers of a process group, but there is none")
+        raise ValueError("sharding needs a process group; call torch.distributed.init_process_group first")
     model = encoder.model
     mesh = init_device_mesh(model.device.type, (world_size(),))
     for tower in (model.vision_model, model.text_model):
         for layer in tower.encoder.layers[:-1]:
             fully_shard(layer, mesh=mesh)
-    # A single number cannot be shared out.
+    # A scalar cannot be sharded.
     fully_shard(encoder, mesh=mesh, ignored_params={model.logit_scale})
     model.logit_scale.register_hook(lambda gradient: sum_over_workers(gradient) / world_size())
 
 
 @contextmanager
 def whole_outside_layers(encoder: nn.Module) -> Iterator[None]:
-    """In it, the towers of a sharded encoder can be used by themselves, e.g. by `encode_text`, without gradients.
+    """Context in which the towers of a sharded encoder can be called directly, e.g. by `encode_text`; no gradients.
 
-    Before, the encoder must have run once. Nothing happens to an encoder that is not sharded.
+    The encoder must have run once before. Does nothing to an encoder that is not sharded.
     """
     if not isinstance(encoder, FSDPModule):
         yield
@@ -58,6 +58,6 @@ def whole_outside_layers(encoder: nn.Module) -> Iterator[None]:
 
 
 def clip_gradients(encoder: nn.Module, max_norm: float) -> Tensor:
-    """Scale gradients, sharded ones too, to a norm of at most `max_norm`. Returns their norm before it."""
+    """Clip the norm of gradients, sharded or not, to `max_norm`. Returns the norm before clipping."""
     norm = nn.utils.clip_grad_norm_(encoder.parameters(), max_norm)
     return norm.full_tensor() if isinstance(norm, DTensor) else norm

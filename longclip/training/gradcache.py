@@ -1,9 +1,9 @@
 """Gradient caching (GradCache, arXiv 2101.06983): large batches in bounded memory, with one loss over all of them.
 
-Features of all parts are computed without their activations; the loss of the whole batch gives the gradients of the
-features; then each part is computed again, with its activations, and takes its share of them to the parameters. Memory
-grows with a part and not with the batch, for one more forward pass. The gradients are those of the plain step up to
-rounding. Splitting the *loss* instead would not do: principal components are those of the whole batch.
+Features of all parts are computed without keeping activations, and the loss of the whole batch gives their gradients.
+Then each part is computed a second time, with activations, and backpropagates its share. Memory depends on the size of
+a part and not of the batch; the price is one more forward pass. The gradients equal those of the plain step up to
+rounding. Splitting the *loss* instead would be wrong: principal components are those of the whole batch.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,13 +30,13 @@ def cached_backward(
     """Add the gradients of `losses_of(features of all parts)["loss"]` to the parameters.
 
     Args:
-        encode: tensors of a part, `[rows, ...]` each; the same tensors when called twice, so no dropout.
-        parts: what is encoded at once.
-        trained: what of each part leads to parameters that are trained, and is computed again. A tensor that needs no
-            gradient may then be shorter or empty.
+        encode: returns the tensors of a part, `[rows, ...]` each. Must be deterministic, so no dropout.
+        parts: what is encoded at a time.
+        trained: what of each part must be recomputed because it depends on trained parameters. A tensor that needs no
+            gradient may be shorter or empty.
         losses_of: named losses of these tensors, each concatenated over the parts in their order.
-        module: what `encode` calls. If it is a `DistributedDataParallel`, its workers average gradients once, behind
-            the last part.
+        module: what `encode` calls. If it is a `DistributedDataParallel`, gradients are averaged once, after the last
+            part.
 
     Returns:
         The losses.
@@ -51,11 +51,11 @@ def cached_backward(
     parallel = isinstance(module, DistributedDataParallel)
     with module.no_sync() if parallel else nullcontext():  # type: ignore[operator]
         for part in trained:
-            again = encode(part)
-            ends = [start + len(tensor) for start, tensor in zip(starts, again, strict=True)]
+            recomputed = encode(part)
+            ends = [start + len(tensor) for start, tensor in zip(starts, recomputed, strict=True)]
             shares = [gradient[a:b] for gradient, a, b in zip(gradients, starts, ends, strict=True)]
-            wanted = [number for number, tensor in enumerate(again) if tensor.requires_grad]
-            torch.autograd.backward([again[number] for number in wanted], [shares[number] for number in wanted])
+            wanted = [number for number, tensor in enumerate(recomputed) if tensor.requires_grad]
+            torch.autograd.backward([recomputed[number] for number in wanted], [shares[number] for number in wanted])
             starts = ends
     if parallel:
         average_gradients(module)

@@ -14,19 +14,19 @@ from longclip.training import distributed
 from longclip.training.pcm import Scope, components
 
 MAX_LOGITS = 2**26
-"""Logits held at once in each direction (256 MiB in float32); of a larger batch they are computed again in backward."""
+"""Logits held at a time in each direction (256 MiB in float32); those of larger batches are recomputed in backward."""
 
 
 @dataclass(frozen=True)
 class LossConfig:
-    """What the training objective is made of."""
+    """The training objective."""
 
     summary_loss_weight: float = 0.1
     """Weight of the summary (PCM) loss. The official code has 1.0; later studies found 0.1 to 0.3 better."""
     pca_dim: int = 32
     """Principal components of the image features that the summary is matched to."""
     pca_scope: Scope = "global"
-    """Rows the components are taken of: the global batch, or this worker's as in the official code."""
+    """Rows that the components are computed from: the global batch, or this worker's as in the official code."""
     label_smoothing: float = 0.1
     """Label smoothing of both losses (official code: 0.1)."""
 
@@ -52,7 +52,7 @@ def contrastive_loss(image_features: Tensor, text_features: Tensor, logit_scale:
 
 
 def _cross_entropy(rows: Tensor, columns: Tensor, targets: Tensor, smoothing: float) -> Tensor:
-    """Mean cross-entropy of `rows @ columns.T` `[n, N]`, which is never held whole where it is large."""
+    """Mean cross-entropy of `rows @ columns.T` `[n, N]`, computed in blocks if it is large."""
 
     def block(some: Tensor, columns: Tensor, targets: Tensor) -> Tensor:
         return cross_entropy(some @ columns.T, targets, label_smoothing=smoothing, reduction="sum")
@@ -78,7 +78,7 @@ def long_clip_losses(
     Args:
         image_features: `[n, D]`, unit length.
         caption_features: `[n, D]`, unit length.
-        summary_features: `[n, D]`, unit length; None leaves the summary loss out.
+        summary_features: `[n, D]`, unit length; None omits the summary loss.
         logit_scale: exponentiated temperature, a scalar.
         config: weights and options.
 

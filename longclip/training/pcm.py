@@ -24,15 +24,15 @@ Scope = Literal["global", "local"]
 
 
 class Components(NamedTuple):
-    """Features without their minor components, and what tells how well that went."""
+    """Features without their minor components, and how well conditioned they are."""
 
     features: Tensor
     """`[n, D]`, as `primary_components` returns them."""
     retained_variance: Tensor
-    """Share (0 to 1) of the batch's variance that the components hold; 1 where nothing is left out."""
+    """Share (0 to 1) of the batch's variance that the components hold; 1 if none is left out."""
     gap: Tensor
     """Eigenvalue k less eigenvalue k + 1, over the largest one. The gradient divides by it: it is noise near the
-    rounding error of the features (1e-7). 1 where nothing is left out."""
+    rounding error of the features (1e-7). 1 if none is left out."""
 
 
 def primary_components(features: Tensor, pca_dim: int = 32, scope: Scope = "global") -> Tensor:
@@ -44,20 +44,20 @@ def primary_components(features: Tensor, pca_dim: int = 32, scope: Scope = "glob
     Args:
         features: `[n, D]` this worker's features, unit length in Long-CLIP. Computed in float32 or better.
         pca_dim: number k of components kept, `1 <= k`.
-        scope: `global` takes the components of all workers' rows (equal gradients for any number of workers),
+        scope: `global` uses the components of all workers' rows (equal gradients for any number of workers),
             `local` those of this worker's, as the official code does.
 
     Returns:
         `[n, D]` float32 (float64 for float64 input), differentiable once, finite for any finite input. Not normalised.
 
     Raises:
-        ValueError: `features` is no matrix or `pca_dim` is below 1.
+        ValueError: `features` is not a matrix or `pca_dim` is below 1.
     """
     return components(features, pca_dim, scope).features
 
 
 def components(features: Tensor, pca_dim: int = 32, scope: Scope = "global") -> Components:
-    """`primary_components` together with the variance that they retain, and the gap behind them."""
+    """`primary_components` with the variance that they retain and the gap after them."""
     if features.ndim != 2:
         raise ValueError(f"features must be [n, D], got shape {tuple(features.shape)}")
     if pca_dim < 1:

@@ -30,27 +30,29 @@ from longclip.training.gradcache import cached_backward
 from longclip.training.loss import LossConfig, long_clip_losses
 
 LEAST_MICRO_BATCH, MICRO_BATCHES = 4, 16
-"""Small batches of texts are sorted into so many micro-batches, if that leaves so many texts in each: with fewer ones,
-much would be padding; with smaller ones, kernels would wait for work."""
+"""A small batch of texts is sorted into `MICRO_BATCHES` micro-batches of at least `LEAST_MICRO_BATCH` texts: with fewer
+micro-batches there is more padding, with smaller ones kernels have too little work."""
 
 MAX_LOGIT_SCALE = math.log(100.0)
 
 
 @dataclass(frozen=True)
 class ImageTextBatch:
-    """n pairs of one worker."""
+    """n image-text pairs of one worker."""
 
     pixels: Tensor
     """`[n, S, S, 3]` uint8."""
     caption: TokenBatch
+    """n long texts."""
     summary: TokenBatch | None
+    """n short texts; None trains without the summary loss."""
 
     def __len__(self) -> int:
         return self.pixels.shape[0]
 
 
 class Part(NamedTuple):
-    """Images and texts whose activations are held together, either of which may be none."""
+    """Images and texts whose activations are held at the same time; there may be no images or no texts."""
 
     pixels: Tensor
     """`[c, S, S, 3]` uint8."""
@@ -59,7 +61,7 @@ class Part(NamedTuple):
 
 
 class Features(NamedTuple):
-    """What the towers make of a part."""
+    """Features of a part."""
 
     image: Tensor
     """`[c, D]`, unit length."""
@@ -70,9 +72,9 @@ class Features(NamedTuple):
 
 
 class PairEncoder(nn.Module):
-    """Both towers of a CLIP as one module, so that they can be wrapped as one for several processes.
+    """Both towers of a CLIP as one module, which `DistributedDataParallel` can wrap.
 
-    With `checkpoint_layers`, layers are computed again in backward instead of being held.
+    With `checkpoint_layers`, layers are recomputed in backward instead of keeping their activations.
     """
 
     def __init__(self, model: CLIPModel, transform: ImageTransform, checkpoint_layers: bool = False) -> None:
@@ -82,17 +84,17 @@ class PairEncoder(nn.Module):
         self.checkpoint_layers = checkpoint_layers
 
     def forward(self, part: Part, tokens: TokenBatch) -> Features:
-        """Features of the part's images, and of the rows of `tokens` that it names; either may be none."""
-        model, again = self.model, self.checkpoint_layers
-        image = none = model.logit_scale.new_empty(0, model.config.projection_dim)
+        """Features of the part's images and of its rows of `tokens`."""
+        model, recompute = self.model, self.checkpoint_layers
+        image = empty = model.logit_scale.new_empty(0, model.config.projection_dim)
         if len(part.pixels):
             pixel_values = self.transform.normalize(part.pixels.to(model.device, non_blocking=True))
-            image = encode_image(model, pixel_values, again)
-        text = [encode_micro_batch(model, tokens, rows, again) for rows in part.micro_batches] or [none]
+            image = encode_image(model, pixel_values, recompute)
+        text = [encode_micro_batch(model, tokens, rows, recompute) for rows in part.micro_batches] or [empty]
         return Features(unit(image), unit(torch.cat(text)), at_least_float32(model.logit_scale[None]).exp())
 
     def trained(self, part: Part) -> Part:
-        """What of a part leads to parameters that are trained: nothing of a tower that is wholly locked."""
+        """The part without the inputs of fully locked towers, which need no gradients."""
         pixels = part.pixels[:0] if is_locked(self.model, "image") else part.pixels
         return Part(pixels, [] if is_locked(self.model, "text") else part.micro_batches)
 
@@ -108,14 +110,14 @@ def backward(
 
     Args:
         encoder: a `PairEncoder`, or one in a `DistributedDataParallel`, which averages the gradients.
-        batch: this worker's pairs, equally many on every worker.
+        batch: this worker's pairs; the same number on every worker.
         loss: the objective.
-        chunk_size: images whose activations are held at once, and then about as many captions and summaries, for
-            gradient caching; None holds all. The gradients are the same up to rounding.
-        bf16: run the towers in bfloat16. Losses and principal components are in float32 in any case.
+        chunk_size: for gradient caching, the number of images whose activations are held at a time, and then about as
+            many captions and summaries; None holds all. The gradients are equal up to rounding.
+        bf16: run the towers in bfloat16. Losses and principal components are always in float32.
 
     Returns:
-        What `long_clip_losses` returns: scalars of this worker, detached.
+        The result of `long_clip_losses`: scalars of this worker, detached.
     """
     tokens = batch.caption if batch.summary is None else concatenate([batch.caption, batch.summary])
     parts = divide(batch.pixels, tokens, chunk_size or len(batch))
@@ -141,8 +143,11 @@ def backward(
 
 
 def divide(pixels: Tensor, tokens: TokenBatch, chunk_size: int) -> list[Part]:
-    """A batch as one part if it is no larger than a chunk; else parts of `chunk_size` images and, for each of them, one
-    of texts, so that only one tower's activations are held. All parts get long and short texts."""
+    """Divide a batch into parts.
+
+    A batch no larger than a chunk is one part. Otherwise there are parts of `chunk_size` images, and as many parts of
+    texts, so only one tower's activations are held at a time. Every part of texts has long and short ones.
+    """
     images = pixels.split(chunk_size)
     size = min(max(LEAST_MICRO_BATCH, len(tokens) // MICRO_BATCHES), TEXT_MICRO_BATCH, chunk_size)
     micro_batches = text_micro_batches(tokens, size)
@@ -154,14 +159,14 @@ def divide(pixels: Tensor, tokens: TokenBatch, chunk_size: int) -> list[Part]:
 
 @torch.no_grad()
 def clamp_logit_scale(model: CLIPModel) -> None:
-    """Keep the temperature where CLIP's authors keep it: similarities are scaled by at most 100."""
+    """Clamp the temperature as CLIP's authors do: similarities are scaled by at most 100."""
     model.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Optimizer groups: matrices are decayed; gains, biases, embeddings and the temperature are not.
+    """Parameter groups for an optimizer: weight decay for matrices, none for gains, biases, embeddings, temperature.
 
-    Embeddings must not be: the first position rows are frozen, and weight decay would move them.
+    Weight decay would move the first position rows, which are frozen.
     """
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
@@ -172,7 +177,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, ob
 
 
 def learning_rate_factor(step: int, warmup_steps: int, total_steps: int) -> float:
-    """Share of the peak learning rate at `step` (from 0): linear warm-up, then a cosine down to zero."""
+    """Fraction of the peak learning rate at `step` (from 0): linear warm-up, then cosine decay to zero."""
     if step < warmup_steps:
         return (step + 1) / warmup_steps
     progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)

@@ -1,7 +1,7 @@
 """ONNX graphs of both towers, for serving without torch.
 
-The graphs hold no weights. They point into the `model.safetensors` beside them, by the offsets in its header, so that
-the directory is a complete Hugging Face checkpoint as well, bit for bit, and hardly larger than one.
+The graphs hold no weights. They refer to the `model.safetensors` next to them, by the offsets in its header. So the
+directory is also a complete Hugging Face checkpoint, bit for bit, and hardly larger than one.
 """
 
 import json
@@ -23,7 +23,7 @@ from longclip.errors import CheckpointError, ConfigError
 
 TEXT_GRAPH, IMAGE_GRAPH = "text.onnx", "image.onnx"
 TOLERANCE = 1e-4
-"""Largest difference between an embedding of onnxruntime and of torch that is let pass; both have unit length."""
+"""Largest allowed difference between unit embeddings of onnxruntime and of torch."""
 
 _WEIGHTS = "model.safetensors"
 _LEAST_LENGTH = 2  # start and end token
@@ -31,7 +31,7 @@ _PREFIX = "clip."
 
 
 class _Tower(nn.Module):
-    """A tower that gives unit embeddings, and what its graph is called."""
+    """A tower that returns unit embeddings, with the names of its graph, input and output."""
 
     graph: str
     input_name: str
@@ -61,10 +61,10 @@ class _ImageTower(_Tower):
 
 
 def write(checkpoint: Checkpoint, directory: Path) -> str:
-    """Write a checkpoint and the graphs of its towers, and compare what they compute with torch.
+    """Write a checkpoint and the graphs of its towers, and compare their results with torch.
 
     `text.onnx` takes `input_ids [n, l]` int64, texts of any number and of 2 tokens up to the context length, and gives
-    `text_embeds [n, D]`. Whatever pads a text behind its end token changes nothing. `image.onnx` takes
+    `text_embeds [n, D]`. Padding after the end token, with any token, changes nothing. `image.onnx` takes
     `pixel_values [n, 3, S, S]` float32 and gives `image_embeds [n, D]`. Embeddings have unit length.
 
     Returns:
@@ -72,7 +72,7 @@ def write(checkpoint: Checkpoint, directory: Path) -> str:
 
     Raises:
         ConfigError: the packages of the extra `onnx` are not installed.
-        CheckpointError: onnxruntime computes something else than torch.
+        CheckpointError: results of onnxruntime and torch differ.
     """
     runtime = _runtime()
     write_checkpoint_files(checkpoint, directory, {"origin": "export"})
@@ -88,7 +88,7 @@ def write(checkpoint: Checkpoint, directory: Path) -> str:
 
 
 def _runtime() -> Callable[[str], Any]:
-    """`onnxruntime.InferenceSession`, once all that export needs is known to be there."""
+    """`onnxruntime.InferenceSession`, after checking that all packages for the export are installed."""
     try:
         import onnx_ir
         import onnxruntime
@@ -116,7 +116,7 @@ def _images(model: CLIPModel, rows: int) -> Tensor:
 
 
 class _Place(NamedTuple):
-    """Where a tensor lies in a file: bytes before it, its own bytes, and its shape."""
+    """Location of a tensor in a file: offset and size in bytes, and its shape."""
 
     offset: int
     size: int
@@ -124,7 +124,7 @@ class _Place(NamedTuple):
 
 
 def _tensor_places(weights: Path) -> dict[str, _Place]:
-    """Places of all tensors in a safetensors file."""
+    """Locations of all tensors in a safetensors file, by name."""
     with open(weights, "rb") as file:
         header_size = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(header_size))
@@ -149,25 +149,25 @@ def _write_graph(
             input_names=[tower.input_name],
             output_names=[tower.output_name],
             dynamic_shapes={tower.input_name: sizes},
-            optimize=False,  # it would store transposed copies of weights; onnxruntime makes them when it loads a graph
+            optimize=False,  # it would store transposed copies of weights, which onnxruntime makes itself
             verbose=False,
         )
     assert program is not None
     for name, value in program.model.graph.initializers.items():
         tensor, place = value.const_value, places.get(name.removeprefix(_PREFIX))
-        if tensor is not None and place is not None:  # a buffer that is no weight stays in the graph
+        if tensor is not None and place is not None:  # other buffers stay in the graph
             shape = onnx_ir.Shape(place.shape)
             value.const_value = onnx_ir.ExternalTensor(
                 _WEIGHTS, place.offset, place.size, tensor.dtype, shape=shape, name=name, base_dir=directory
             )
     for node in program.model.graph.all_nodes():
-        node.metadata_props.clear()  # stack traces, with paths of the machine that exported
+        node.metadata_props.clear()  # stack traces with paths of this machine
     onnx_ir.save(program.model, directory / tower.graph)
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter reports packages that it could make use of and its own deprecations."""
+    """Silences the exporter's hints at optional packages and its own deprecation warnings."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -181,12 +181,12 @@ def _quiet() -> Iterator[None]:
 
 def _compare(runtime: Callable[[str], Any], tower: _Tower, directory: Path, inputs: list[Tensor]) -> None:
     session = runtime(str(directory / tower.graph))
-    for given in inputs:
-        (actual,) = session.run(None, {tower.input_name: given.numpy()})
+    for example in inputs:
+        (actual,) = session.run(None, {tower.input_name: example.numpy()})
         with torch.no_grad():
-            difference = float(np.abs(actual - tower(given).numpy()).max())
+            difference = float(np.abs(actual - tower(example).numpy()).max())
         if not difference <= TOLERANCE:
             raise CheckpointError(
-                f"{tower.graph}: onnxruntime's embeddings of {tuple(given.shape)} differ from torch's by"
+                f"{tower.graph}: onnxruntime's embeddings of {tuple(example.shape)} differ from torch's by"
                 f" {difference:.2g}, more than {TOLERANCE:g}"
             )

@@ -1,4 +1,4 @@
-"""Reading tensors out of weights files, without running anything else that is in them."""
+"""Reading tensors from weights files without running any code in them."""
 
 import io
 import pickle
@@ -16,9 +16,9 @@ from torch import Tensor
 from longclip.errors import CheckpointError, one_line
 
 _ZIP, _PICKLE, _LFS_POINTER = b"PK\x03\x04", b"\x80", b"version https://git-lfs"
-_ONNX = b"\x08"  # the number of the first field, the version of its format
+_ONNX = b"\x08"  # field number of the format's version
 
-# What a broken or hostile file makes the readers of torch, pickle and zipfile raise.
+# What the readers of torch, pickle and zipfile raise for broken or hostile files.
 _READ_ERRORS = (
     ArithmeticError,
     AttributeError,
@@ -48,8 +48,8 @@ _STORAGE_TYPES = {
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Tensors of a safetensors, PyTorch or TorchScript file by their names, on the CPU.
 
-    The kind of file is told by its first bytes. A state dict may be inside `state_dict` or `model`, as training
-    checkpoints have it; what is no tensor is left out.
+    The first bytes determine the kind of file. A state dict may be nested in `state_dict` or `model`, as in training
+    checkpoints; values that are not tensors are ignored.
 
     Raises:
         CheckpointError: the file is none of these, damaged, or a pickle that holds more than plain data.
@@ -66,11 +66,11 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".onnx" and head.startswith(_ONNX):
         raise CheckpointError("it is an ONNX graph, which names no weights of a CLIP; give the directory of an export")
     if not head.startswith((_ZIP, _PICKLE)):
-        raise CheckpointError(f"no weights file (safetensors, PyTorch or TorchScript); it begins with {head[:16]!r}")
+        raise CheckpointError(f"not a weights file (safetensors, PyTorch or TorchScript); it begins with {head[:16]!r}")
     try:
         return _read_torch(path, is_zip=head.startswith(_ZIP))
     except pickle.UnpicklingError as error:
-        # Not torch's own message: it advises to switch the protection off.
+        # Not torch's message, which advises to switch the protection off.
         raise CheckpointError(
             "it is damaged, or a pickle with Python objects, which is refused because loading one can run any code;"
             " save its state dict alone, best as safetensors"
@@ -91,12 +91,12 @@ def _read_torch(path: Path, is_zip: bool) -> dict[str, Tensor]:
         if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
             loaded = loaded[key]
     if not isinstance(loaded, Mapping):
-        raise CheckpointError(f"it holds no state dict but a {type(loaded).__name__}")
+        raise CheckpointError(f"it does not hold a state dict but a {type(loaded).__name__}")
     return {str(name): value for name, value in loaded.items() if isinstance(value, Tensor)}
 
 
 class _Module:
-    """Stands for a module of a TorchScript archive, of whatever class: its attributes, none of its code."""
+    """Placeholder for a module of a TorchScript archive, of any class: its attributes without its code."""
 
     attributes: Mapping[str, Any] = {}
 
@@ -109,8 +109,8 @@ class _ModuleUnpickler(pickle.Unpickler):
     """Reads the module of a TorchScript archive, which is what OpenAI's downloads are.
 
     `torch.load(weights_only=True)` does not read these, and `torch.jit.load` runs `__setstate__` of the modules inside,
-    written in TorchScript, which can write files (`torch.save`). Here names resolve to tensors' storage types and to
-    harmless stand-ins, and to nothing else.
+    written in TorchScript, which can write files (`torch.save`). This reader resolves names only to storage types of
+    tensors and to harmless placeholders.
     """
 
     def __init__(self, archive: zipfile.ZipFile, root: str) -> None:
@@ -126,9 +126,9 @@ class _ModuleUnpickler(pickle.Unpickler):
             return OrderedDict
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
             return _rebuild_tensor
-        if module == "torch.jit._pickle":  # typed lists of constants, of no interest here
+        if module == "torch.jit._pickle":  # typed lists of constants, not weights
             return _no_tensor
-        raise pickle.UnpicklingError(f"{module}.{name} has no place in a TorchScript archive")
+        raise pickle.UnpicklingError(f"{module}.{name} is not allowed in a TorchScript archive")
 
     def persistent_load(self, identifier: Any) -> Tensor:
         _, dtype, key, _, _ = identifier

@@ -61,7 +61,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str
         ("benchmark", ["models={{a: {model}}}", "tasks.x.input={note}"], 3, "no layout that can be told by its files"),
         ("benchmark", ["models={{a: {model}}}", "tasks.x.input={rows}", "base=b"], 2, "base names 'b'; known are a"),
         ("embed", ["input={text_only}", "model={model}"], 3, "column 'image' is missing"),
-        ("embed", ["input={rows}", "model={note}"], 4, "no weights file (safetensors, PyTorch or TorchScript)"),
+        ("embed", ["input={rows}", "model={note}"], 4, "not a weights file (safetensors, PyTorch or TorchScript)"),
         ("summarize", ["input={rows}", "output={dir}/out", "strategy=best"], 2, "setting 'strategy' = 'best'"),
         ("summarize", ["input={rows}", "output={dir}/out", "columns.caption=text"], 3, "column 'text' is missing"),
         ("register", ["checkpoint={dir}/none"], 4, "does not exist"),

@@ -364,7 +364,7 @@ def _without(state: State, name: str) -> State:
 
 
 STATES: dict[str, tuple[Callable[[State], State], str]] = {
-    "something else": (lambda s: {"layer.weight": torch.zeros(2)}, "no CLIP.*layer.weight"),
+    "something else": (lambda s: {"layer.weight": torch.zeros(2)}, "not those of a CLIP.*layer.weight"),
     "missing weight": (lambda s: _without(s, "visual.ln_pre.bias"), r"1 weights are missing: visual\.ln_pre\.bias"),
     "unknown weights": (lambda s: {**s, "logit_bias": torch.zeros(1)}, "not part of a CLIP: logit_bias"),
     "ResNet": (lambda s: {**s, "visual.layer1.0.conv1.weight": torch.zeros(1)}, "ResNet"),
@@ -404,15 +404,15 @@ def _cut(path: Path, save: Callable[[Path], None], size: float) -> None:
 SMALL = {"w": torch.zeros(1000)}
 FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no such file": (lambda path: None, "no such file"),
-    "text": (lambda path: path.write_text("<html>Sign in to download</html>"), "no weights file"),
-    "empty": (lambda path: path.write_bytes(b""), "no weights file"),
+    "text": (lambda path: path.write_text("<html>Sign in to download</html>"), "not a weights file"),
+    "empty": (lambda path: path.write_bytes(b""), "not a weights file"),
     "LFS pointer": (lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\n"), "git lfs pull"),
     "cut safetensors": (lambda path: _cut(path, lambda p: save_file(SMALL, p), 0.5), "safetensors"),
     "cut safetensors header": (lambda path: _cut(path, lambda p: save_file(SMALL, p), 0.01), "safetensors"),
     "cut zip": (lambda path: _cut(path, lambda p: torch.save(SMALL, p), 0.5), "cut off"),
     "zip of something": (lambda path: _zip(path), "damaged"),
-    "a tensor alone": (lambda path: torch.save(torch.zeros(2), path), "no state dict"),
-    "no tensors": (lambda path: torch.save({"epoch": 1}, path), "no CLIP"),
+    "a tensor alone": (lambda path: torch.save(torch.zeros(2), path), "does not hold a state dict"),
+    "no tensors": (lambda path: torch.save({"epoch": 1}, path), "not those of a CLIP"),
 }
 
 

@@ -148,7 +148,7 @@ def test_pipelines_that_cannot_be_changed(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="offloaded; call use_long_clip before"):
         use_long_clip(pipeline, checkpoint)
     pipeline.text_encoder = None
-    with pytest.raises(ConfigError, match="StableDiffusionPipeline encodes no prompt with a CLIP"):
+    with pytest.raises(ConfigError, match="StableDiffusionPipeline does not encode prompts with a CLIP"):
         use_long_clip(pipeline, checkpoint)
 
 

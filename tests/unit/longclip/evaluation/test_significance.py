@@ -66,7 +66,7 @@ def test_groups_may_be_uneven() -> None:
     low, high = mean_interval(values, groups)
     assert low < 0.9 < high
     assert low > 0.8
-    with pytest.raises(ValueError, match="no pairs"):
+    with pytest.raises(ValueError, match="not pairs"):
         compare_paired(values, values[:3])
 
 
