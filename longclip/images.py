@@ -140,12 +140,19 @@ class ImageTransform:
 
     def pixels(self, data: bytes) -> np.ndarray:
         """Decode, resize and crop one image file to `[S, S, 3]` uint8; raises `ImageError`."""
-        image = _decode(data, MAX_PIXELS, _SCRATCH)
-        if isinstance(image, np.ndarray):
-            if min(image.shape[:2]) >= MIN_FAST_SCALE * self.image_size:
-                return self._resize_fast(image)
-            image = Image.fromarray(image)
-        return self.resize(image)
+        return self._fit(_decode(data, MAX_PIXELS, _SCRATCH))
+
+    def pixels_and_image(self, data: bytes) -> tuple[np.ndarray, Image.Image]:
+        """What `pixels` returns, and the whole RGB image it was made from, decoded once; raises `ImageError`."""
+        decoded = _decode(data, MAX_PIXELS, None)
+        return self._fit(decoded), Image.fromarray(decoded) if isinstance(decoded, np.ndarray) else decoded
+
+    def _fit(self, decoded: Image.Image | np.ndarray) -> np.ndarray:
+        if isinstance(decoded, np.ndarray):
+            if min(decoded.shape[:2]) >= MIN_FAST_SCALE * self.image_size:
+                return self._resize_fast(decoded)
+            decoded = Image.fromarray(decoded)
+        return self.resize(decoded)
 
     def resize(self, image: Image.Image) -> np.ndarray:
         """Resize and crop a decoded RGB image to `[S, S, 3]` uint8."""

@@ -1,36 +1,41 @@
-"""Embedding rows of a Parquet with a checkpoint, over Ray Data."""
+"""Embedding the rows of a Parquet with a checkpoint: CPU tasks decode and tokenize, actors run the model."""
 
+import io
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
-import ray
 import torch
+from PIL import Image
 from ray.data import ActorPoolStrategy, Dataset
 
 from longclip.checkpoint import Checkpoint, load_checkpoint
 from longclip.encode import encode_image, encode_text, unit
 from longclip.errors import CheckpointError
+from longclip.images import ImageTransform
 from longclip.text.perturbations import changer
-from longclip.tokenizer import tokenize
-from pipelines.common.model_inputs import ModelInputs, cell_texts
+from longclip.tokenizer import TokenBatch, load_tokenizer, tokenize
+from pipelines.common.model_inputs import image_bytes, require_texts, stack_pixels, usable_rows
 from pipelines.common.rejected_rows import Columns
 from pipelines.common.workers import Workers
 
 BATCH_SIZE = 128
+Loaded = TypeVar("Loaded")
 
 
 @dataclass(frozen=True)
 class Reading:
-    """One way of reading a column of texts."""
+    """How one column of texts is read."""
 
     column: str
     context_length: int | None = None
-    """Most tokens that are read, start and end token included; as many as the model reads where None."""
+    """Maximum tokens of a text, including the start and end tokens; None for the maximum of the model."""
     change: str | None = None
-    """What is done to the texts before (see `longclip.text.perturbations.changer`)."""
+    """Perturbation applied to each text before it is tokenized (see `longclip.text.perturbations.changer`)."""
+    max_texts: int | None = None
+    """Maximum texts of a cell; None for all of them."""
 
 
 def embed_dataset(
@@ -39,96 +44,180 @@ def embed_dataset(
     source: str,
     columns: Columns,
     quarantine: Any,
-    texts: Mapping[str, Reading] | None = None,
+    readings: Mapping[str, Reading],
     keep: Sequence[str] = (),
+    thumbnail_side: int | None = None,
     workers: Workers = Workers(),  # noqa: B008  immutable
 ) -> Dataset:
     """Embed the image, and any text columns, of every row.
 
     Args:
-        dataset: rows with id, image, `texts` and `keep` columns.
-        checkpoint: the model's transform is used for decoding, in tasks beside the actors that hold the model.
-        source: where each actor loads the same checkpoint from.
+        dataset: rows with the id, the image, and the columns of `readings` and `keep`.
+        checkpoint: gives the image transform and the context length.
+        source: where every process loads the tokenizer or the model of that checkpoint from.
         columns: names of the id and image columns.
-        quarantine: handle that takes rows that cannot be used.
-        texts: readings of columns of strings or lists of strings. They are cut to what the model reads, as CLIP users
-            do.
-        keep: columns to hand on.
+        quarantine: handle of a `Quarantine` actor, for rows that cannot be used.
+        readings: which text columns to embed, and how, by the name of the result. A cell holds one text or a list.
+        keep: columns to pass through.
+        thumbnail_side: also make a JPEG `thumbnail` of the image, with sides of at most that many pixels.
         workers: actors that hold the model.
 
     Returns:
-        Rows with the id, `keep`, `image_embedding [D]` and, for each reading, `<name>_embedding [k, D]` of its k texts,
-        all unit-length float32, and `<name>_cut`, how many of them were longer than what was read.
+        Rows with the id, `keep`, `thumbnail` if asked for, `image_embedding [D]` and, for each reading of a cell with k
+        texts, `<name>_embedding [k, D]` and `<name>_cut`, how many of the texts were truncated. Embeddings are float32
+        vectors of length 1.
     """
-    texts = texts or {}
-    columns_of_texts = list(dict.fromkeys(reading.column for reading in texts.values()))
-    handed_on = list(dict.fromkeys([columns.id, *columns_of_texts, *keep]))
-    decode = ModelInputs(columns, {}, checkpoint.transform, None, checkpoint.context_length, quarantine, handed_on)
-    return dataset.map_batches(decode, batch_size=BATCH_SIZE).map_batches(
+    kept = list(dict.fromkeys([columns.id, *keep]))
+    inputs = EmbeddingInputs(
+        columns, checkpoint.transform, source, checkpoint.context_length, quarantine, readings, kept, thumbnail_side
+    )
+    made = [f"{name}_cut" for name in readings] + (["thumbnail"] if thumbnail_side else [])
+    return dataset.map_batches(inputs, batch_size=BATCH_SIZE).map_batches(
         EmbedRows,
-        fn_constructor_kwargs={"source": source, "key": columns.id, "texts": dict(texts), "keep": list(keep)},
-        fn_constructor_args=[quarantine],
+        fn_constructor_args=[source, list(readings), kept + made],
         compute=ActorPoolStrategy(size=workers.count),
         batch_size=BATCH_SIZE,
         **workers.resources,
     )
 
 
-class EmbedRows:
-    """An actor that holds a model and embeds batches of decoded rows."""
+class EmbeddingInputs:
+    """Decodes the image and tokenizes the texts of each row; runs in CPU tasks."""
 
-    def __init__(self, quarantine: Any, source: str, key: str, texts: dict[str, Reading], keep: list[str]) -> None:
-        try:
-            self.checkpoint = load_checkpoint(source)
-        except CheckpointError as error:
-            # The job itself has loaded it from there.
-            raise CheckpointError(
-                f"machine '{socket.gethostname()}': {error}; on a cluster, set cache to a directory that all nodes see"
-            ) from error
+    def __init__(
+        self,
+        columns: Columns,
+        transform: ImageTransform,
+        tokenizer_source: str,
+        context_length: int,
+        quarantine: Any,
+        readings: Mapping[str, Reading],
+        keep: Sequence[str],
+        thumbnail_side: int | None,
+    ) -> None:
+        """The arguments are those of `embed_dataset`."""
+        self.columns, self.transform, self.quarantine = columns, transform, quarantine
+        self.tokenizer_source, self.context_length = tokenizer_source, context_length
+        self.readings, self.keep, self.thumbnail_side = dict(readings), keep, thumbnail_side
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
+        """Rows that can be used.
+
+        Returns:
+            The `keep` columns, `pixels [n, S, S, 3]` uint8, `thumbnail` if asked for, and for each reading of a cell
+            with k texts: `<name>_ids`, int32 tokens of the k texts one after the other, `<name>_lengths [k]`, and
+            `<name>_cut`, how many texts were truncated.
+        """
+        keys = batch[self.columns.id]
+        usable, images = usable_rows(keys, self.quarantine, lambda row: self._image(batch, row))
+        inputs: dict[str, Any] = {name: batch[name][usable] for name in self.keep}
+        inputs["pixels"] = stack_pixels([pixels for pixels, _ in images], self.transform)
+        if self.thumbnail_side:
+            inputs["thumbnail"] = object_column([thumbnail for _, thumbnail in images])
+        for name, reading in self.readings.items():
+            cells = [require_texts(batch, reading.column, row)[: reading.max_texts] for row in usable]
+            inputs |= self._tokens(name, reading, [str(keys[row]) for row in usable], cells)
+        return inputs
+
+    def _image(self, batch: dict[str, np.ndarray], row: int) -> tuple[np.ndarray, bytes]:
+        for reading in self.readings.values():
+            require_texts(batch, reading.column, row)
+        data = image_bytes(batch[self.columns.image][row])
+        if self.thumbnail_side is None:
+            return self.transform.pixels(data), b""
+        pixels, image = self.transform.pixels_and_image(data)
+        return pixels, _thumbnail(image, self.thumbnail_side)
+
+    def _tokens(self, name: str, reading: Reading, keys: list[str], cells: list[list[str]]) -> dict[str, np.ndarray]:
+        if reading.change:
+            change = changer(reading.change)
+            pairs = zip(keys, cells, strict=True)
+            cells = [[change(text, f"{key}#{number}") for number, text in enumerate(cell)] for key, cell in pairs]
+        ids, lengths, cut = [], [], []
+        if cells:
+            limit = min(reading.context_length or self.context_length, self.context_length)
+            tokenizer = load_on_this_node(lambda: load_tokenizer(self.tokenizer_source, self.context_length))
+            tokens = tokenize(tokenizer, [text for cell in cells for text in cell], limit)
+            ends = np.cumsum([len(cell) for cell in cells])[:-1].tolist()
+            for rows in np.split(np.arange(len(tokens)), ends):
+                own_lengths = tokens.lengths[rows].numpy()
+                own_ids = [
+                    tokens.input_ids[row, :length].numpy() for row, length in zip(rows, own_lengths, strict=True)
+                ]
+                ids.append(np.concatenate(own_ids).astype(np.int32))
+                lengths.append(own_lengths.astype(np.int32))
+                cut.append(int((tokens.full_lengths[rows] > tokens.lengths[rows]).sum()))
+        return {
+            f"{name}_ids": object_column(ids),
+            f"{name}_lengths": object_column(lengths),
+            f"{name}_cut": np.array(cut, np.int64),
+        }
+
+
+class EmbedRows:
+    """An actor that holds a model and encodes what `EmbeddingInputs` returns."""
+
+    def __init__(self, source: str, texts: Sequence[str], keep: Sequence[str]) -> None:
+        """
+        Args:
+            source: checkpoint to load.
+            texts: names of the readings.
+            keep: columns to pass through.
+        """
+        self.checkpoint = load_on_this_node(lambda: load_checkpoint(source))
         self.checkpoint.model.to("cuda" if torch.cuda.is_available() else "cpu")
-        self.quarantine, self.key, self.texts, self.keep = quarantine, key, texts, keep
+        self.texts, self.keep = texts, keep
 
     @torch.inference_mode()
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
         """Embeddings of a batch; see `embed_dataset`."""
-        batch = self._with_texts(batch)
-        rows = {name: batch[name] for name in (self.key, *self.keep)}
+        rows: dict[str, Any] = {name: batch[name] for name in self.keep}
         model, transform = self.checkpoint.model, self.checkpoint.transform
-        dimensions = model.config.projection_dim
-        if len(batch[self.key]) == 0:
-            return rows | {"image_embedding": np.zeros((0, dimensions), np.float32)}
+        if len(batch["pixels"]) == 0:
+            return rows | {"image_embedding": np.zeros((0, model.config.projection_dim), np.float32)}
         pixels = torch.tensor(batch["pixels"], device=model.device)
         rows["image_embedding"] = unit(encode_image(model, transform.normalize(pixels))).cpu().numpy()
-        for name, reading in self.texts.items():
-            cells = [cell_texts(cell) for cell in batch[reading.column]]
-            if reading.change:
-                change = changer(reading.change)
-                keys = batch[self.key]
-                cells = [[change(text, f"{keys[row]}#{n}") for n, text in enumerate(c)] for row, c in enumerate(cells)]
-            rows[f"{name}_embedding"], rows[f"{name}_cut"] = self._embed_texts(cells, reading.context_length)
+        for name in self.texts:
+            tokens = _token_batch(batch[f"{name}_ids"], batch[f"{name}_lengths"])
+            embeddings = unit(encode_text(model, tokens)).cpu().numpy()
+            ends = np.cumsum([len(lengths) for lengths in batch[f"{name}_lengths"]])[:-1]
+            rows[f"{name}_embedding"] = object_column(np.split(embeddings, ends))
         return rows
 
-    def _with_texts(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The rows whose text cells all hold a text; the others are rejected."""
-        rejected = {}
-        good = []
-        for row, key in enumerate(batch[self.key]):
-            empty = [text.column for text in self.texts.values() if not cell_texts(batch[text.column][row])]
-            if empty:
-                rejected[str(key)] = f"column '{empty[0]}' holds no text"
-            else:
-                good.append(row)
-        if rejected:
-            ray.get(self.quarantine.add.remote(rejected))
-        return {name: values[good] for name, values in batch.items()}
 
-    def _embed_texts(self, cells: list[list[str]], context_length: int | None) -> tuple[np.ndarray, np.ndarray]:
-        limit = min(context_length or self.checkpoint.context_length, self.checkpoint.context_length)
-        tokens = tokenize(self.checkpoint.tokenizer, [text for cell in cells for text in cell], limit)
-        embeddings = unit(encode_text(self.checkpoint.model, tokens)).cpu().numpy()
-        ends = np.cumsum([len(cell) for cell in cells])
-        column = np.empty(len(cells), dtype=object)
-        for row, part in enumerate(np.split(embeddings, ends[:-1])):
-            column[row] = part
-        cut = (tokens.full_lengths > tokens.lengths).numpy()
-        return column, np.add.reduceat(cut.astype(np.int64), np.concatenate([[0], ends[:-1]]))
+def _token_batch(ids: np.ndarray, lengths: np.ndarray) -> TokenBatch:
+    """The texts of all cells as one batch; as they were truncated before, `full_lengths` equal `lengths`."""
+    all_lengths = torch.from_numpy(np.concatenate(lengths)).long()
+    input_ids = torch.zeros(len(all_lengths), int(all_lengths.max()), dtype=torch.int64)
+    input_ids[torch.arange(input_ids.shape[1]) < all_lengths[:, None]] = torch.from_numpy(np.concatenate(ids)).long()
+    return TokenBatch(input_ids, all_lengths, all_lengths)
+
+
+def _thumbnail(image: Image.Image, side: int) -> bytes:
+    """The image, which is shrunk in place to sides of at most `side` pixels, as a JPEG."""
+    image.thumbnail((side, side))
+    out = io.BytesIO()
+    image.save(out, "JPEG", quality=90)
+    return out.getvalue()
+
+
+def object_column(values: Sequence[Any]) -> np.ndarray:
+    """`[n]` values of any kind as a column: numpy would make a matrix of arrays of equal lengths."""
+    column = np.empty(len(values), dtype=object)
+    for row, value in enumerate(values):
+        column[row] = value
+    return column
+
+
+def load_on_this_node(load: Callable[[], Loaded]) -> Loaded:
+    """Run a loader whose files the job's own process has read already, so only this node can be at fault.
+
+    Raises:
+        CheckpointError: it failed; the message names the node.
+    """
+    try:
+        return load()
+    except (CheckpointError, OSError) as error:
+        raise CheckpointError(
+            f"machine '{socket.gethostname()}': {error}; on a cluster, set cache to a directory that all nodes see"
+        ) from error

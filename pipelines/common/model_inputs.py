@@ -1,18 +1,20 @@
 """From raw rows to what a model eats: uint8 pixels and token ids."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import ray
 import torch
 from torch import Tensor
 
-from longclip.errors import ImageError
+from longclip.errors import DataError, ImageError
 from longclip.images import ImageTransform
 from longclip.tokenizer import TokenBatch, load_tokenizer, tokenize
 from pipelines.common.rejected_rows import Columns
+
+Read = TypeVar("Read")
 
 
 class ModelInputs:
@@ -25,7 +27,7 @@ class ModelInputs:
         self,
         columns: Columns,
         texts: Mapping[str, int],
-        transform: ImageTransform | None,
+        transform: ImageTransform,
         tokenizer_source: str | None,
         context_length: int,
         quarantine: Any,
@@ -35,7 +37,7 @@ class ModelInputs:
         Args:
             columns: names of the columns.
             texts: text columns to tokenize, and how many texts of a cell that is a list are handed on.
-            transform: image transform; None leaves the image out.
+            transform: image transform of the model.
             tokenizer_source: checkpoint whose tokenizer is used; None takes the one that ships with `longclip`.
             context_length: most tokens of a text.
             quarantine: handle of a `Quarantine` actor.
@@ -53,35 +55,18 @@ class ModelInputs:
             [n, k, context_length]`, `<column>_lengths` and `<column>_full_lengths` `[n, k]`, and how many of them
             differ: `<column>_count [n]`; with any texts, `row_key [n]`, a number that depends on the id alone.
         """
-        good: list[int] = []
-        pixels: list[np.ndarray] = []
-        rejected: dict[str, str] = {}
-        for row, key in enumerate(batch[self.columns.id]):
-            reason = self._reject_text(batch, row)
-            if reason is None and self.transform is not None:
-                try:
-                    pixels.append(self.transform.pixels(image_bytes(batch[self.columns.image][row])))
-                except ImageError as error:
-                    reason = str(error)
-            if reason is None:
-                good.append(row)
-            else:
-                rejected[str(key)] = reason
-        if rejected:
-            ray.get(self.quarantine.add.remote(rejected))
-        inputs = {name: batch[name][good] for name in self.keep}
-        if self.transform is not None:
-            side = self.transform.image_size
-            inputs["pixels"] = np.stack(pixels) if pixels else np.zeros((0, side, side, 3), np.uint8)
+        good, pixels = usable_rows(batch[self.columns.id], self.quarantine, lambda row: self._pixels(batch, row))
+        inputs = {name: batch[name][good] for name in self.keep} | {"pixels": stack_pixels(pixels, self.transform)}
         for name, most in self.texts.items():
             inputs |= self._tokens(name, most, [cell_texts(batch[name][row]) for row in good])
         if self.texts:
             inputs["row_key"] = np.array([row_key(batch[self.columns.id][row]) for row in good], np.int64)
         return inputs
 
-    def _reject_text(self, batch: dict[str, np.ndarray], row: int) -> str | None:
-        empty = [name for name in self.texts if not cell_texts(batch[name][row])]
-        return f"column '{empty[0]}' holds no text" if empty else None
+    def _pixels(self, batch: dict[str, np.ndarray], row: int) -> np.ndarray:
+        for name in self.texts:
+            require_texts(batch, name, row)
+        return self.transform.pixels(image_bytes(batch[self.columns.image][row]))
 
     def _tokens(self, name: str, most: int, cells: list[list[str]]) -> dict[str, np.ndarray]:
         # Cells with fewer texts repeat them, so that all rows have the same shape.
@@ -98,6 +83,42 @@ class ModelInputs:
             f"{name}_full_lengths": lengths[1].reshape(len(cells), most),
             f"{name}_count": np.array([min(len(cell), most) for cell in cells], np.int64),
         }
+
+
+def usable_rows(keys: Iterable[Any], quarantine: Any, read: Callable[[int], Read]) -> tuple[list[int], list[Read]]:
+    """Rows of a batch that can be used, and what `read` returns for each; the other rows are quarantined.
+
+    Args:
+        keys: id of each row.
+        quarantine: handle of a `Quarantine` actor.
+        read: called with the position of a row; raises `DataError` with the reason if the row cannot be used.
+    """
+    usable: list[int] = []
+    values: list[Read] = []
+    rejected: dict[str, str] = {}
+    for row, key in enumerate(keys):
+        try:
+            values.append(read(row))
+            usable.append(row)
+        except DataError as error:
+            rejected[str(key)] = str(error)
+    if rejected:
+        ray.get(quarantine.add.remote(rejected))
+    return usable, values
+
+
+def require_texts(batch: dict[str, np.ndarray], column: str, row: int) -> list[str]:
+    """The texts of a cell; raises `DataError` if there are none."""
+    texts = cell_texts(batch[column][row])
+    if not texts:
+        raise DataError(f"column '{column}' holds no text")
+    return texts
+
+
+def stack_pixels(pixels: Sequence[np.ndarray], transform: ImageTransform) -> np.ndarray:
+    """Images of a batch as one array `[n, S, S, 3]` uint8, also if there are none."""
+    side = transform.image_size
+    return np.stack(pixels) if pixels else np.zeros((0, side, side, 3), np.uint8)
 
 
 def chosen_texts(columns: Mapping[str, Tensor], name: str, places: Tensor) -> TokenBatch:

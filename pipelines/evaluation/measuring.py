@@ -161,7 +161,7 @@ def measure(
         model,
         Columns(),
         quarantine,
-        texts=read,
+        read,
         keep=["captions", *kinds] if task.is_zero_shot or kinds else [],
         workers=workers,
     ).take_all()

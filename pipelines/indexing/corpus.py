@@ -20,9 +20,10 @@ from pipelines.common.progress import tell_rows
 from pipelines.common.rejected_rows import Columns
 from pipelines.common.workers import Workers
 from pipelines.indexing.table import CONTENT, ID, MODEL, RESERVED, IndexTable, States, vector_column
-from pipelines.indexing.thumbnails import AddThumbnails
 
 READ_ROWS = 64
+THUMBNAIL_SIDE = 256
+"""Pixels of the longer side of the picture that a search result shows."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,12 @@ class Corpus:
     def metadata(self) -> list[str]:
         """Columns that are kept to filter by."""
         return [name for name in self.schema.names if name not in RESERVED]
+
+    @property
+    def readings(self) -> dict[str, Reading]:
+        """Texts that are embedded: the first caption of each row, which is the one that the table keeps."""
+        with_captions = vector_column("caption") in self.schema.names
+        return {"caption": Reading(self.columns.caption, max_texts=1)} if with_captions else {}
 
     @cached_property
     def ids(self) -> set[str]:
@@ -78,15 +85,15 @@ def embed_changes(
     changes = corpus.data.dataset([columns.id, columns.image, columns.caption, *corpus.metadata]).map_batches(
         KeepChanges(columns, corpus.metadata, corpus.checkpoint_id, ray.put(states)), batch_size=READ_ROWS
     )
-    reading = {"caption": Reading(columns.caption)} if vector_column("caption") in corpus.schema.names else {}
     embedded = embed_dataset(
-        changes.map_batches(AddThumbnails(columns), batch_size=READ_ROWS),
+        changes,
         corpus.checkpoint,
         corpus.model,
         columns,
         quarantine,
-        texts=reading,
-        keep=[columns.caption, "thumbnail", CONTENT, *corpus.metadata],
+        corpus.readings,
+        keep=[columns.caption, CONTENT, *corpus.metadata],
+        thumbnail_side=THUMBNAIL_SIDE,
         workers=corpus.workers,
     )
     written = 0

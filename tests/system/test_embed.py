@@ -270,4 +270,4 @@ def test_an_index_in_object_storage(
 
 def test_a_machine_that_does_not_see_the_model_is_named() -> None:
     with pytest.raises(CheckpointError, match=r"^machine '.+': .*set cache to a directory that all nodes see"):
-        EmbedRows(None, "/absent/model", "id", {}, [])
+        EmbedRows("/absent/model", [], [])
