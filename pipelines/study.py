@@ -35,7 +35,7 @@ from pipelines.common.storage import storage_path
 from pipelines.common.workers import Workers
 from pipelines.experiments.cells import ARMS, Cell, Stage, stages
 from pipelines.experiments.steps import Step, run_step
-from pipelines.experiments.study_report import StudyReport, draw_plot, stage_result
+from pipelines.experiments.study_report import StudyReport, stage_plot, stage_result
 
 REPORT = "report"
 PLANNED = ("seeds", "varied_seeds", "weight", "strategy", "pca_dim", "weights", "strategies", "pca_dims", "combine")
@@ -244,7 +244,7 @@ def _write_report(report: StudyReport, directory: Path) -> None:
         (aside / "report.md").write_text(report.markdown())
         (aside / "report.json").write_text(json.dumps(report.asdict(), indent=2) + "\n")
         for result in report.stages:
-            draw_plot(result, aside / f"{result.slug}.svg")
+            (aside / f"{result.slug}.svg").write_text(stage_plot(result))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines.common.pages import TEMPLATES
+from pipelines.common.plots import Line, line_plot
 
 DIRECTIONS = {"text_to_image": "text to image", "image_to_text": "image to text", "image_to_class": "image to class"}
 CHANGE_TITLES = {
@@ -13,8 +14,6 @@ CHANGE_TITLES = {
     "half_of_words_dropped": "half of the words dropped",
 }
 NEGATIVE_TITLES = {"replaced": "another one in its place", "exchanged": "two exchanged"}
-WIDTH, HEIGHT = 640, 240
-"""Size of the plot, in units of its view box."""
 
 
 @dataclass(frozen=True)
@@ -34,17 +33,6 @@ class Table:
         return "\n".join([f"**{self.title}**", "", *lines])
 
 
-@dataclass(frozen=True)
-class Curve:
-    """Recall of a model against the tokens that it reads."""
-
-    label: str
-    points: Sequence[tuple[float, float]]
-    """Place in the plot."""
-    dashed: bool
-    colour: int
-
-
 def render_markdown(title: str, results: Sequence[dict[str, Any]]) -> str:
     """The report as Markdown."""
     parts = [f"# {title}"]
@@ -61,14 +49,11 @@ def render_html(title: str, results: Sequence[dict[str, Any]]) -> str:
             "heading": f"{result['task']}: {result['protocol']}",
             "facts": _facts(result),
             "tables": list(tables(result)),
-            "curves": curves(result),
-            "ticks": [(tokens, _across(tokens)) for tokens in _lengths(result)],
+            "plot": recall_plot(result),
         }
         for result in results
     ]
-    return TEMPLATES.get_template("evaluation/report.html").render(
-        title=title, sections=sections, width=WIDTH, height=HEIGHT, levels=[0, 25, 50, 75, 100]
-    )
+    return TEMPLATES.get_template("evaluation/report.html").render(title=title, sections=sections)
 
 
 def tables(result: dict[str, Any]) -> Iterator[Table]:
@@ -182,28 +167,25 @@ def _hard_negative_tables(result: dict[str, Any]) -> Iterator[Table]:
         )
 
 
-def curves(result: dict[str, Any]) -> list[Curve]:
-    """Curves of the plot; none where the length was not studied."""
-    return [
-        Curve(
+def recall_plot(result: dict[str, Any]) -> str:
+    """Recall at 1 against the number of tokens read, as SVG; empty if the length was not studied."""
+    lines = [
+        Line(
             f"{model}, {DIRECTIONS[direction]}",
-            [(_across(point["tokens"]), HEIGHT * (1 - point["value"])) for point in long_text["recall@1"]],
-            direction == "image_to_text",
-            number % 4,
+            [(point["tokens"], 100 * point["value"]) for point in long_text["recall@1"]],
+            number,
+            dashed=direction == "image_to_text",
         )
-        for number, (model, found) in enumerate(result["models"].items())
-        for direction, long_text in found.get("long_text", {}).items()
+        for number, (model, figures) in enumerate(result["models"].items())
+        for direction, long_text in figures.get("long_text", {}).items()
     ]
+    return line_plot({"recall at 1, percent": lines}, "tokens read", _lengths(result), (0, 100), panel_height=220)
 
 
 def _lengths(result: dict[str, Any]) -> list[int]:
     """Every length at which some model was read, in order."""
     studies = [found["long_text"] for found in result["models"].values() if "long_text" in found]
     return sorted({point["tokens"] for study in studies for line in study.values() for point in line["recall@1"]})
-
-
-def _across(tokens: int) -> float:
-    return WIDTH * tokens / 256
 
 
 def _facts(result: dict[str, Any]) -> list[str]:

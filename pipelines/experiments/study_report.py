@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from longclip.evaluation.significance import Comparison, compare_paired, mean_interval
+from pipelines.common.plots import Interval, interval_plot
 from pipelines.evaluation.report import DIRECTIONS, Table, change_text
 from pipelines.experiments.cells import Cell, Stage
 
@@ -178,24 +179,13 @@ def _lines(row: Sequence[Cell], cells: Path) -> list[Line]:
     return lines
 
 
-def draw_plot(result: StageResult, path: Path) -> None:
-    """Recall at 1 of a stage's models on every task: each seed a dot, the mean a stroke, its interval a bar."""
-    from matplotlib.figure import Figure  # takes a second to import, and only this needs it
-
-    figure = Figure((3.0 + 2.4 * len(result.columns), 1.2 + 0.35 * len(result.lines)), layout="constrained")
-    axes = figure.subplots(1, len(result.columns), sharey=True, squeeze=False)[0]
-    for place, (axis, column) in enumerate(zip(axes, result.columns, strict=True)):
-        for height, lines in enumerate(reversed(result.lines.values())):
-            line = lines[place]
-            low, high = line.interval
-            mean = float(np.mean(line.by_seed))
-            axis.plot([100 * low, 100 * high], [height, height], color="#9aa4b2", linewidth=5, solid_capstyle="butt")
-            axis.plot(
-                [100 * seed for seed in line.by_seed], [height] * len(line.by_seed), "o", color="#1f5fbf", alpha=0.6
-            )
-            axis.plot([100 * mean], [height], "|", color="black", markersize=14)
-        axis.set_title(column, fontsize=9)
-        axis.set_xlabel("recall at 1, percent", fontsize=8)
-        axis.grid(axis="x", alpha=0.3)
-        axis.set_yticks(range(len(result.lines)), list(reversed(result.lines)), fontsize=8)
-    figure.savefig(path, metadata={"Date": None})
+def stage_plot(result: StageResult) -> str:
+    """Recall at 1 of a stage's models on every task, as SVG: each seed, their mean, and its interval."""
+    rows = {
+        label: [
+            Interval(*(100 * bound for bound in line.interval), 100 * mean, [100 * seed for seed in line.by_seed])
+            for line, mean in ((line, float(np.mean(line.by_seed))) for line in lines)
+        ]
+        for label, lines in result.lines.items()
+    }
+    return interval_plot(result.columns, rows, "recall at 1, percent")

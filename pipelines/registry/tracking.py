@@ -33,7 +33,7 @@ from ray.train import UserCallback
 from longclip.checkpoint import MANIFEST, Checkpoint, load_checkpoint, verify_checkpoint
 from longclip.errors import CheckpointError, ConfigError, PromotionError, one_line
 from longclip.files import file_sha256, whole_directory
-from pipelines.training.curves import curves_svg
+from pipelines.common.plots import Line, line_plot
 
 MODELS, CHECKPOINT = "models:/", "checkpoint"
 MANIFEST_TAG, REPLACED_TAG = "manifest_sha256", "replaced_version"
@@ -107,11 +107,12 @@ def end_run(uri: str, run_id: str, succeeded: bool) -> None:
     client = MlflowClient(uri)
     try:
         names = [name for name in client.get_run(run_id).data.metrics if name == "loss" or name.endswith(CURVES)]
-        history = {
-            name: [(point.step, point.value) for point in client.get_metric_history(run_id, name)] for name in names
+        curves = {
+            name: [Line(name, [(point.step, point.value) for point in client.get_metric_history(run_id, name)])]
+            for name in names
         }
-        if history:
-            client.log_text(run_id, curves_svg(history), "curves.svg")
+        if plot := line_plot(curves, "step"):
+            client.log_text(run_id, plot, "curves.svg")
         client.set_terminated(run_id, "FINISHED" if succeeded else "FAILED")
     except MlflowException as error:
         _warn(f"MLflow does not take the end of run {run_id}: {one_line(error, 200)}")

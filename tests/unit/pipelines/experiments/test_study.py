@@ -17,7 +17,7 @@ from pipelines.common.settings import load_settings
 from pipelines.evaluation.measuring import WHOLE, Answers, Measured, write_ranks
 from pipelines.experiments.cells import ARMS, PAIRS, Cell, Stage, stages
 from pipelines.experiments.steps import Step
-from pipelines.experiments.study_report import StudyReport, draw_plot, stage_result
+from pipelines.experiments.study_report import StudyReport, stage_plot, stage_result
 from pipelines.sample_data import SampleDataSettings
 from pipelines.study import StudySettings, StudySteps
 from pipelines.summarize import SummarizeSettings
@@ -138,8 +138,9 @@ def test_seeds_are_averaged_and_arms_compared_query_by_query(tmp_path: Path) -> 
     assert "(80.0, 85.0)" in markdown
     assert "| both | PCM | +20.0 [" in markdown
     assert "(+20.0, +20.0), p < 0.001" in markdown
-    draw_plot(result, tmp_path / "plot.svg")
-    assert (tmp_path / "plot.svg").read_text().startswith("<?xml")
+    plot = stage_plot(result)
+    assert plot.count('class="mean"') == len(ARMS)
+    assert plot.count("<circle") == 2 * len(ARMS)
 
 
 def test_the_report_holds_every_stage_that_is_complete(
