@@ -112,7 +112,7 @@ def interval_plot(columns: Sequence[str], rows: Mapping[str, Sequence[Interval]]
         x_label: name of the x axis of every panel.
     """
     row_height, panel_width = 26, 200
-    left = 20 + 6.3 * max(map(len, rows))
+    left = 24 + 7 * max(map(len, rows))
     bottom = TOP + row_height * len(rows)
     parts = [
         _text(left - 10, TOP + row_height * (place + 0.5) + 4, label, "end", "title")
@@ -122,8 +122,9 @@ def interval_plot(columns: Sequence[str], rows: Mapping[str, Sequence[Interval]]
         start = left + number * (panel_width + 24)
         intervals = [row[number] for row in rows.values()]
         shown = [value for item in intervals for value in (item.low, item.high, *item.values)]
-        x = _axis(min(shown), max(shown), start + 6, start + panel_width - 6)
+        x = _axis(min(shown), max(shown), start + 8, start + panel_width - 8)
         parts.append(_text(start + panel_width / 2, TOP - 9, column, style="title"))
+        parts += [_grid(start, start + panel_width, side, side) for side in (TOP, bottom)]
         for tick in ticks(x.low, x.high, 4):
             parts += [_grid(x.at(tick), x.at(tick), TOP, bottom), _text(x.at(tick), bottom + 16, f"{tick:g}")]
         parts.append(_text(start + panel_width / 2, bottom + 33, x_label))
