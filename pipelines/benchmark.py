@@ -20,6 +20,7 @@ from pydantic import Field, model_validator
 
 from longclip.files import whole_directory
 from pipelines.common.entry import Progress, run_entry
+from pipelines.common.events import report
 from pipelines.common.rejected_rows import write_quarantine
 from pipelines.common.settings import dump, load_settings
 from pipelines.common.storage import storage_path
@@ -86,7 +87,7 @@ def measure_all(
     for task in job.tasks:
         measured = {}
         for name, model in models.items():
-            print(f"embedding with {name} ({settings.models[name]}): {task.name}", flush=True)
+            report(f"embedding with {name} ({settings.models[name]}): {task.name}")
             measured[name] = job.measure(model, task, settings.long_text)
             write_ranks(measured[name], output / "ranks" / f"{task.name}.{name}.parquet")
         reasons = {row: reason for found in measured.values() for row, reason in found.rejected.items()}

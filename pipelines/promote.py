@@ -21,6 +21,7 @@ from pydantic import Field
 
 from longclip.errors import PromotionError
 from pipelines.common.entry import Progress, run_entry
+from pipelines.common.events import report
 from pipelines.common.settings import dump, load_settings
 from pipelines.common.storage import storage_path
 from pipelines.evaluation.gates import Gate, gate, gate_table
@@ -91,7 +92,7 @@ def decide(settings: PromoteSettings, job: MeasureJob, champion: str | None, can
     for task in job.tasks:
         measured: dict[str, Measured] = {}
         for name, model in models.items():
-            print(f"embedding with {name} (version {versions[name]}): {task.name}", flush=True)
+            report(f"embedding with {name} (version {versions[name]}): {task.name}")
             measured[name] = job.measure(model, task)
         rows += measured["candidate"].images
         results.append(task_result(task, measured, versions, next(iter(models)), {}))

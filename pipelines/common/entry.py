@@ -10,6 +10,7 @@ from typing import NoReturn
 import ray
 
 from longclip.errors import DiskFullError, LongClipError, one_line
+from pipelines.common.events import report
 from pipelines.common.progress import tell_pieces, tell_rows
 from pipelines.common.storage import MAKE_ROOM, disk_is_full
 
@@ -97,14 +98,11 @@ class Progress:
         if done == of or now - self.shown >= self.SHOW_EVERY_SECONDS:
             self.shown = now
             seconds = now - self.started
-            print(
-                f"{self.verb}: {stage} {done}/{of} pieces, {rows} rows, {rejected} rejected, {seconds:.0f} s",
-                flush=True,
-            )
+            report(f"{self.verb}: {stage} {done}/{of} pieces, {rows} rows, {rejected} rejected, {seconds:.0f} s")
 
     def summary(self, rows_in: int, rows_out: int, rejected: int, detail: str = "") -> None:
         """Print `verb: rows in, out, rejected, seconds` and what came of it."""
         seconds = time.monotonic() - self.started
         tail = f"; {detail}" if detail else ""
         counts = f"{rows_in} rows in, {rows_out} out, {rejected} rejected"
-        print(f"{self.verb}: {counts}, {seconds:.1f} s{tail}", flush=True)
+        report(f"{self.verb}: {counts}, {seconds:.1f} s{tail}")

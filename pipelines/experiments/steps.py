@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import io
 import json
 import re
 import shlex
@@ -14,16 +13,15 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 from types import ModuleType
-from typing import TextIO
 
 import yaml
 
 from longclip.errors import LongClipError
 from pipelines.common.entry import user_error
+from pipelines.common.events import listen
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "pipelines" / "configs"
-PROGRESS = re.compile(r"(step \d+/\d+: .*|embedding with .*|\w+: \d+ rows in, .*|warning: .*)")
 START_SECONDS = 180
 
 
@@ -52,7 +50,7 @@ class Step:
 def run_step(number: str, step: Step, directory: Path) -> None:
     """Run a step in this process, so that all share one Ray job and its warm workers.
 
-    Its progress is shown; all of its output goes to a log file.
+    Its progress is printed here; all of its output goes to a log file.
 
     Raises:
         LongClipError: the step failed; the message says why, and where its log is.
@@ -64,33 +62,20 @@ def run_step(number: str, step: Step, directory: Path) -> None:
         return
     print(f"{number} {step.title}\n    {step.command}", flush=True)
     log.parent.mkdir(parents=True, exist_ok=True)
-    with open(log, "w") as file:
-        output = _ProgressFilter(file, sys.stdout)
+    terminal = sys.stdout
+
+    def show(line: str) -> None:
+        print(f"    {line}", file=terminal, flush=True)
+
+    with open(log, "w", buffering=1) as file, listen(show):
         try:
-            with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+            with contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
                 step.entry.main(step.argv)
         except Exception as error:
             reason = user_error(error) or f"{type(error).__name__}: {str(error).splitlines()[0]}"
             raise LongClipError(f"step '{step.title}' failed: {reason}; its log is {log}") from error
     done.parent.mkdir(parents=True, exist_ok=True)
     done.write_text(step.receipt)
-
-
-class _ProgressFilter(io.TextIOBase):
-    """Writes everything to a log, and the lines that tell progress to the terminal as well."""
-
-    def __init__(self, log: TextIO, terminal: TextIO) -> None:
-        self.log, self.terminal, self.line = log, terminal, ""
-
-    def write(self, text: str) -> int:
-        self.log.write(text)
-        self.log.flush()
-        *lines, self.line = (self.line + text).split("\n")
-        for line in lines:
-            shown = PROGRESS.search(line)
-            if shown:
-                print(f"    {shown[0].rstrip()}", file=self.terminal, flush=True)
-        return len(text)
 
 
 def serve(directory: Path, port: int, ray_address: str) -> None:

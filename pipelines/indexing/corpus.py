@@ -1,6 +1,7 @@
 """From rows of a Parquet to items of an index: what changed is found, embedded, and written in commits."""
 
 import hashlib
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import ray
 from longclip.checkpoint import Checkpoint
 from longclip.errors import DataError
 from pipelines.common.embedding import Reading, embed_dataset
+from pipelines.common.events import report
 from pipelines.common.model_inputs import cell_texts
 from pipelines.common.parquet_set import ParquetSet
 from pipelines.common.progress import tell_rows
@@ -96,13 +98,13 @@ def embed_changes(
         thumbnail_side=THUMBNAIL_SIDE,
         workers=corpus.workers,
     )
-    written = 0
+    written, started = 0, time.monotonic()
     for batch in embedded.iter_batches(batch_size=commit_rows, batch_format="numpy"):
         check()
         table.upsert(_items(batch, corpus))
         written += len(batch[columns.id])
         tell_rows("embed", "embed", written, len(ray.get(quarantine.reasons.remote())))
-        print(f"embed: {written} rows embedded and written", flush=True)
+        report(f"embed: {written} rows embedded and written, {written / (time.monotonic() - started):.0f} rows/s")
     return written
 
 

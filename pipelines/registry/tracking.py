@@ -6,7 +6,6 @@ The tracking server is that of `MLFLOW_TRACKING_URI`; without it, an SQLite data
 import os
 import platform
 import subprocess
-import sys
 import tempfile
 import time
 from collections import deque
@@ -33,6 +32,7 @@ from ray.train import UserCallback
 from longclip.checkpoint import MANIFEST, Checkpoint, load_checkpoint, verify_checkpoint
 from longclip.errors import CheckpointError, ConfigError, PromotionError, one_line
 from longclip.files import file_sha256, whole_directory
+from pipelines.common.events import report, warn
 from pipelines.common.plots import Line, line_plot
 
 MODELS, CHECKPOINT = "models:/", "checkpoint"
@@ -115,7 +115,7 @@ def end_run(uri: str, run_id: str, succeeded: bool) -> None:
             client.log_text(run_id, plot, "curves.svg")
         client.set_terminated(run_id, "FINISHED" if succeeded else "FAILED")
     except MlflowException as error:
-        _warn(f"MLflow does not take the end of run {run_id}: {one_line(error, 200)}")
+        warn(f"MLflow does not take the end of run {run_id}: {one_line(error, 200)}")
 
 
 class MetricsToMlflow(UserCallback):
@@ -139,7 +139,7 @@ class MetricsToMlflow(UserCallback):
         loss, speed = reported["loss"], reported["pairs_per_second"]
         parts = ", ".join(f"{name} {value:.3f}" for name, value in reported.items() if name.endswith("_loss"))
         left = (total - step) * reported["batch_seconds"]
-        print(f"step {step}/{total}: loss {loss:.3f} ({parts}), {speed:.0f} pairs/s, {left:.0f} s left", flush=True)
+        report(f"step {step}/{total}: loss {loss:.3f} ({parts}), {speed:.0f} pairs/s, {left:.0f} s left")
         now = int(1000 * time.time())
         self.waiting += [Metric(_metric_name(name), value, now, step) for name, value in reported.items()]
         self._send()
@@ -148,7 +148,7 @@ class MetricsToMlflow(UserCallback):
             time.sleep(self.PAUSE_SECONDS)
             self._send()
         if step == total and self.waiting:
-            _warn(f"MLflow did not take {len(self.waiting)} metrics of run {self.run_id}, and they are lost")
+            warn(f"MLflow did not take {len(self.waiting)} metrics of run {self.run_id}, and they are lost")
 
     def _send(self) -> None:
         """Send what waits, as far as MLflow takes it."""
@@ -160,7 +160,7 @@ class MetricsToMlflow(UserCallback):
                     self.waiting.popleft()
         except MlflowException as error:
             if not self.failed:
-                _warn(f"MLflow does not take metrics, training goes on and sends them later: {one_line(error, 200)}")
+                warn(f"MLflow does not take metrics, training goes on and sends them later: {one_line(error, 200)}")
             self.failed = True
 
 
@@ -343,10 +343,6 @@ def log_documents(uri: str, run_id: str, documents: Mapping[str, str]) -> None:
         client = MlflowClient(uri)
         for file, text in documents.items():
             client.log_text(run_id, text, file)
-
-
-def _warn(message: str) -> None:
-    print(f"warning: {message}", file=sys.stderr, flush=True)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from types import ModuleType
 import pytest
 
 from longclip.errors import DataError, LongClipError
+from pipelines.common.events import report
 from pipelines.experiments.steps import Step, run_step
 
 
@@ -22,7 +23,8 @@ class CountingEntry(ModuleType):
     def main(self, argv: Sequence[str]) -> None:
         self.calls.append(list(argv))
         print("settings:\n  nobody wants to read this")
-        print("counting: 3 rows in, 2 out, 1 rejected, 0.1 s")
+        print("counting: 7 rows in, printed but not reported")
+        report("counting: 3 rows in, 2 out, 1 rejected, 0.1 s")
         print("a traceback", file=sys.stderr)
         if self.error:
             raise self.error
@@ -35,8 +37,10 @@ def test_a_step_is_done_once_for_the_same_settings(tmp_path: Path, capsys: pytes
     assert "python pipelines/counting.py --set rows=3 --set input=x" in out
     assert "    counting: 3 rows in, 2 out, 1 rejected, 0.1 s" in out
     assert "nobody wants" not in out
+    assert "printed but not reported" not in out
     log = (tmp_path / "logs" / "count-things.log").read_text()
     assert "nobody wants" in log
+    assert "counting: 3 rows in, 2 out, 1 rejected, 0.1 s" in log
     assert "a traceback" in log
 
     run_step("[1/1]", Step("count things", entry, rows=3, input="x"), tmp_path)
