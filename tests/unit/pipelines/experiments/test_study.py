@@ -18,8 +18,9 @@ from pipelines.evaluation.measuring import WHOLE, Answers, Measured, write_ranks
 from pipelines.experiments.cells import ARMS, PAIRS, Cell, Stage, stages
 from pipelines.experiments.steps import Step
 from pipelines.experiments.study_report import StudyReport, stage_plot, stage_result
+from pipelines.experiments.study_settings import StudySettings
+from pipelines.experiments.study_steps import StudySteps
 from pipelines.sample_data import SampleDataSettings
-from pipelines.study import StudySettings, StudySteps
 from pipelines.summarize import SummarizeSettings
 from pipelines.training.settings import FinetuneSettings
 
