@@ -25,7 +25,7 @@ from pipelines.common.rejected_rows import write_quarantine
 from pipelines.common.settings import dump, load_settings
 from pipelines.common.storage import storage_path
 from pipelines.evaluation.measure_job import MeasureJob, MeasureSettings, measure_job
-from pipelines.evaluation.measuring import write_ranks
+from pipelines.evaluation.measured import write_ranks
 from pipelines.evaluation.report import render_html, render_markdown
 from pipelines.evaluation.results import flat_figures, published, task_result
 

@@ -26,7 +26,7 @@ from pipelines.common.settings import dump, load_settings
 from pipelines.common.storage import storage_path
 from pipelines.evaluation.gates import Gate, gate, gate_table
 from pipelines.evaluation.measure_job import MeasureJob, MeasureSettings, measure_job
-from pipelines.evaluation.measuring import Measured, compare
+from pipelines.evaluation.measured import Measured, compare
 from pipelines.evaluation.results import task_result
 from pipelines.registry import tracking
 

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from longclip.evaluation.significance import Comparison
-from pipelines.evaluation.report import DIRECTIONS, Table, change_text
+from pipelines.common.tables import Table
+from pipelines.evaluation.report import DIRECTIONS, change_text
 from pipelines.evaluation.tasks import Task
 
 

@@ -12,7 +12,8 @@ from pipelines.common.entry import connect
 from pipelines.common.settings import Settings
 from pipelines.common.storage import Storage, storage_path
 from pipelines.common.workers import Workers
-from pipelines.evaluation.measuring import Measured, measure
+from pipelines.evaluation.measured import Measured
+from pipelines.evaluation.measuring import measure
 from pipelines.evaluation.tasks import Task, TaskSettings, open_task
 from pipelines.registry import tracking
 from pipelines.registry.model_cache import local_model

@@ -1,11 +1,11 @@
 """Results of tasks for people: one Markdown and one HTML page, with a plot of recall against the length of text."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from pipelines.common.pages import TEMPLATES
 from pipelines.common.plots import Line, line_plot
+from pipelines.common.tables import Table
 
 DIRECTIONS = {"text_to_image": "text to image", "image_to_text": "image to text", "image_to_class": "image to class"}
 CHANGE_TITLES = {
@@ -14,23 +14,6 @@ CHANGE_TITLES = {
     "half_of_words_dropped": "half of the words dropped",
 }
 NEGATIVE_TITLES = {"replaced": "another one in its place", "exchanged": "two exchanged"}
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table, the same in Markdown and in HTML."""
-
-    title: str
-    head: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    words: int = 1
-    """Leading columns of words; the others are numbers."""
-
-    def markdown(self) -> str:
-        """As Markdown."""
-        rule = ["---"] * self.words + ["---:"] * (len(self.head) - self.words)
-        lines = [f"| {' | '.join(cells)} |" for cells in (self.head, rule, *map(_escaped, self.rows))]
-        return "\n".join([f"**{self.title}**", "", *lines])
 
 
 def render_markdown(title: str, results: Sequence[dict[str, Any]]) -> str:
@@ -216,7 +199,3 @@ def _counts(line: dict[str, float]) -> list[str]:
 
 def _at(points: Sequence[dict[str, float]], tokens: int) -> str:
     return next((f"{100 * point['value']:.1f}" for point in points if point["tokens"] == tokens), "")
-
-
-def _escaped(cells: Sequence[str]) -> list[str]:
-    return [cell.replace("|", "\\|") for cell in cells]

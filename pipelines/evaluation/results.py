@@ -9,7 +9,8 @@ import yaml
 
 from longclip.evaluation.significance import compare_paired
 from longclip.text.perturbations import CHANGES
-from pipelines.evaluation.measuring import CUTS, Answers, Measured, compare
+from pipelines.evaluation.measured import Answers, Measured, compare
+from pipelines.evaluation.measuring import CUTS
 from pipelines.evaluation.tasks import Task
 
 PUBLISHED = Path(__file__).with_name("paper_figures.yaml")

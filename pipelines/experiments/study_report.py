@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 
 from longclip.evaluation.significance import Comparison, compare_paired, mean_interval
 from pipelines.common.plots import Interval, interval_plot
-from pipelines.evaluation.report import DIRECTIONS, Table, change_text
+from pipelines.common.tables import Table
+from pipelines.evaluation.report import DIRECTIONS, change_text
 from pipelines.experiments.cells import Cell, Stage
 
 

@@ -23,7 +23,7 @@ from longclip.text.summaries import drop_first
 from longclip.tokenizer import tokenize
 from longclip.zero_shot import class_embeddings
 from pipelines import benchmark
-from pipelines.evaluation import measuring
+from pipelines.evaluation import measured
 from pipelines.evaluation import tasks as protocols
 from pipelines.evaluation.report import render_html, render_markdown
 from tests.support.pictures import picture
@@ -151,7 +151,7 @@ def test_wrong_attributes_behind_token_77(results: Path, tiny_checkpoint_dir: Pa
 
 def test_a_model_that_cannot_see_the_wrong_attribute_is_not_right_by_chance() -> None:
     margins = np.array([0.3, 1e-9, -1e-9, 0.0, -0.2])  # the same tokens, in another batch
-    figures = measuring.Choices(margins, np.arange(5), 7).figures()
+    figures = measured.Choices(margins, np.arange(5), 7).figures()
     assert {name: figures[name] for name in ("value", "right", "equal", "pairs", "texts")} == {
         "value": 0.2, "right": 1, "equal": 3, "pairs": 5, "texts": 7
     }  # fmt: skip
@@ -216,16 +216,14 @@ def test_official_weights_are_converted_once(tmp_path: Path, data: Path, vectors
 def test_ids_that_are_there_twice_are_refused(tmp_path: Path, tiny_checkpoint_dir: Path) -> None:
     path = tmp_path / "x.parquet"
     pq.write_table(pa.table({"id": ["a", "b", "a"], "image": [picture(0)] * 3, "caption": ["x", "y", "z"]}), path)
-    with pytest.raises(DataError, match="id 'a' is there twice"):
+    with pytest.raises(DataError, match="id 'a' occurs more than once"):
         run(tmp_path / "bench", models={"m": tiny_checkpoint_dir}, tasks={"mine": {"input": str(path)}})
 
 
 def test_models_that_were_asked_different_queries_are_not_compared(results: Path) -> None:
     ranks = retrieval_ranks(torch.eye(2), torch.eye(2), torch.arange(2))["text_to_image"]
-    answers = [measuring.Answers(ranks, queries, np.arange(2)) for queries in (("a#0", "b#0"), ("a#0", "c#0"))]
-    a, b = (
-        measuring.Measured("x", 77, 2, 2, 0, {measuring.WHOLE: {"text_to_image": answer}}, {}) for answer in answers
-    )
+    answers = [measured.Answers(ranks, queries, np.arange(2)) for queries in (("a#0", "b#0"), ("a#0", "c#0"))]
+    a, b = (measured.Measured("x", 77, 2, 2, 0, {measured.WHOLE: {"text_to_image": answer}}, {}) for answer in answers)
     with pytest.raises(DataError, match=r"2 queries were asked of one model only, e\.g\. 'b#0'"):
-        measuring.compare(a, b, "text_to_image")
-    assert measuring.compare(a, a, "text_to_image").difference == 0
+        measured.compare(a, b, "text_to_image")
+    assert measured.compare(a, a, "text_to_image").difference == 0

@@ -6,7 +6,8 @@ import torch
 
 from longclip.evaluation.metrics import Ranks
 from longclip.text.perturbations import CHANGES
-from pipelines.evaluation.measuring import CUTS, WHOLE, Answers, Measured
+from pipelines.evaluation.measured import WHOLE, Answers, Measured
+from pipelines.evaluation.measuring import CUTS
 from pipelines.evaluation.report import render_markdown
 from pipelines.evaluation.results import published, task_result
 from pipelines.evaluation.tasks import Task, protocols

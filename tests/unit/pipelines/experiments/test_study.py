@@ -14,7 +14,7 @@ from pipelines import benchmark, study
 from pipelines.benchmark import BenchmarkSettings
 from pipelines.common.run_directory import claim_directory
 from pipelines.common.settings import load_settings
-from pipelines.evaluation.measuring import WHOLE, Answers, Measured, write_ranks
+from pipelines.evaluation.measured import WHOLE, Answers, Measured, write_ranks
 from pipelines.experiments.cells import ARMS, PAIRS, Cell, Stage, stages
 from pipelines.experiments.steps import Step
 from pipelines.experiments.study_report import StudyReport, stage_plot, stage_result

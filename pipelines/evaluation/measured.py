@@ -1,0 +1,126 @@
+"""What was measured of a model on a task: the rank of every query, kept with the id of the query."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from longclip.errors import DataError
+from longclip.evaluation.metrics import RECALL_AT, Ranks
+from longclip.evaluation.significance import Comparison, compare_paired, mean_interval
+
+WHOLE = "whole"
+"""Reading of the unchanged texts, up to the context length of the model."""
+
+ROUNDING = 1e-6
+"""Scores that differ by less are equal: the same tokens in another batch differ by as much."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Ranks of the queries of one direction, each with its id."""
+
+    ranks: Ranks
+    queries: tuple[str, ...]
+    """Id of each query: the image's, and the number of the text for a text."""
+    groups: np.ndarray
+    """`[Q]` row of the image that each query belongs to."""
+
+    def hits(self, k: int = 1) -> np.ndarray:
+        """`[Q]` whether each query has a right candidate among the first k."""
+        return (self.ranks.rank < k).numpy().astype(np.float64)
+
+    def figures(self) -> dict[str, Any]:
+        """Figures of `Ranks`; recall and mAP with the bounds of their intervals, as `{value, low, high}`."""
+        values = {f"recall@{k}": self.hits(k) for k in RECALL_AT} | {"map": self.ranks.average_precision.numpy()}
+        figures: dict[str, Any] = dict(self.ranks.figures())
+        for name, value in values.items():
+            low, high = mean_interval(value, self.groups)
+            figures[name] = {"value": figures[name], "low": low, "high": high}
+        return figures
+
+
+@dataclass(frozen=True)
+class Choices:
+    """Whether images lie nearer to their captions than to hard negatives of them."""
+
+    margins: np.ndarray
+    """`[P]` score of each caption less that of its negative."""
+    groups: np.ndarray
+    """`[P]` row of the image that each caption belongs to."""
+    texts: int
+    """Captions that were looked at, those included of which there is no negative."""
+
+    def figures(self) -> dict[str, float]:
+        """Share of right choices with its interval (chance is a half), and the counts; equal scores are not right."""
+        right = self.margins > ROUNDING
+        low, high = mean_interval(right.astype(np.float64), self.groups)
+        counts = {"right": int(right.sum()), "equal": int((np.abs(self.margins) <= ROUNDING).sum())}
+        return {
+            "value": float(right.mean()),
+            "low": low,
+            "high": high,
+            **counts,
+            "pairs": len(right),
+            "texts": self.texts,
+        }
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A model on a task."""
+
+    protocol: str
+    """What the result may be called; begins with NOT where the set was not the protocol's."""
+    context_length: int
+    images: int
+    texts: int | None
+    """Number of texts; None for classification."""
+    texts_cut: int
+    """Texts that were longer than what the model reads."""
+    answers: dict[str, dict[str, Answers]]
+    """Reading -> direction -> answers; `WHOLE` is always there."""
+    rejected: dict[str, str]
+    """Rows that could not be used, with the reason."""
+    choices: dict[str, Choices] = field(default_factory=dict)
+    """By kind of hard negatives, for long texts that were studied; kinds of which there were none are left out."""
+
+    @property
+    def whole(self) -> dict[str, Answers]:
+        """Answers to the texts as they are."""
+        return self.answers[WHOLE]
+
+
+def compare(a: Measured, b: Measured, direction: str) -> Comparison:
+    """Paired comparison of the hits at 1 of two models, queries matched by their ids.
+
+    Raises:
+        DataError: the models were not asked the same queries.
+    """
+    first, second = a.whole[direction], b.whole[direction]
+    if first.queries != second.queries:
+        different = set(first.queries) ^ set(second.queries)
+        raise DataError(f"{len(different)} queries were asked of one model only, e.g. '{min(different)}'")
+    return compare_paired(first.hits(), second.hits(), first.groups)
+
+
+def write_ranks(measured: Measured, path: Path) -> None:
+    """Write the rank of every query as a Parquet `direction, query, group, rank, ties, average_precision`."""
+    tables = [
+        pa.table(
+            {
+                "direction": [direction] * len(answers.queries),
+                "query": list(answers.queries),
+                "group": answers.groups,
+                "rank": answers.ranks.rank.numpy(),
+                "ties": answers.ranks.ties.numpy(),
+                "average_precision": answers.ranks.average_precision.numpy(),
+            }
+        )
+        for direction, answers in measured.whole.items()
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.concat_tables(tables), path)

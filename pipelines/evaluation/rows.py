@@ -1,0 +1,49 @@
+"""The rows of a task as a Ray dataset, with hard negatives of their captions."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+import ray
+from ray.data import Dataset
+
+from longclip.constants import LONG_CLIP_CONTEXT_LENGTH
+from longclip.text.perturbations import hard_negative
+from longclip.tokenizer import load_tokenizer
+from pipelines.data.sources.source import Piece, Source
+
+ROWS_SCHEMA = pa.schema([("id", pa.string()), ("image", pa.binary()), ("captions", pa.list_(pa.string()))])
+ROWS_AT_ONCE = 64
+
+
+def source_dataset(
+    source: Source, pieces: list[Piece], quarantine: Any, captions_per_image: int | None, kinds: Sequence[str] = ()
+) -> Dataset:
+    """The usable rows of a source as a Ray dataset: `id`, `image` bytes, `captions`, at most so many a row, and hard
+    negatives of these of some kinds, each in a column; where there is none, the caption stands there itself."""
+    schema = ROWS_SCHEMA
+    for kind in kinds:
+        schema = schema.append(pa.field(kind, pa.list_(pa.string())))
+
+    def read(batch: dict[str, Any]) -> Iterator[pa.Table]:
+        rows: list[dict[str, Any]] = []
+        for number in batch["piece"]:
+            for row in source.read(pieces[number]):
+                if row.problem:
+                    ray.get(quarantine.add.remote({row.id: row.problem}))
+                    continue
+                captions = row.captions[:captions_per_image]
+                negatives = {kind: [_negative(kind, row.id, *item) for item in enumerate(captions)] for kind in kinds}
+                rows.append({"id": row.id, "image": row.image, "captions": captions, **negatives})
+                if len(rows) == ROWS_AT_ONCE:
+                    yield pa.Table.from_pylist(rows, schema)
+                    rows = []
+        if rows:
+            yield pa.Table.from_pylist(rows, schema)
+
+    numbers = ray.data.from_items([{"piece": number} for number in range(len(pieces))], override_num_blocks=len(pieces))
+    return numbers.map_batches(read, batch_size=1)
+
+
+def _negative(kind: str, row: str, number: int, caption: str) -> str:
+    return hard_negative(kind, caption, f"{row}#{number}", load_tokenizer(None, LONG_CLIP_CONTEXT_LENGTH)) or caption
