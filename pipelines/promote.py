@@ -20,6 +20,7 @@ from typing import Any
 from pydantic import Field
 
 from longclip.errors import PromotionError
+from longclip.model_uri import ModelUri
 from pipelines.common.entry import Progress, run_entry
 from pipelines.common.events import report
 from pipelines.common.settings import dump, load_settings
@@ -85,7 +86,7 @@ def decide(settings: PromoteSettings, job: MeasureJob, champion: str | None, can
     The candidate is measured, and its files so verified, even where there is no champion to compare it with.
     """
     versions = {name: version for name, version in (("champion", champion), ("candidate", candidate)) if version}
-    models = {name: job.model(f"{tracking.MODELS}{settings.name}/{version}") for name, version in versions.items()}
+    models = {name: job.model(str(ModelUri(settings.name, version))) for name, version in versions.items()}
     gates: list[Gate] = []
     results: list[dict[str, Any]] = []
     rows = 0

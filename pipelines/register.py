@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from longclip.errors import CheckpointError, DataError
+from longclip.model_uri import ModelUri
 from pipelines.common.entry import Progress, run_entry
 from pipelines.common.settings import Settings, load_settings
 from pipelines.common.storage import storage_path
@@ -48,8 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     version = tracking.register_checkpoint(
         uri, directory, settings.name, settings.experiment, metrics, settings.alias, card
     )
-    model = f"models:/{settings.name}/{version}"
-    progress.summary(1, 1, 0, f"{model}, alias {settings.alias}, at {uri}")
+    progress.summary(1, 1, 0, f"{ModelUri(settings.name, str(version))}, alias {settings.alias}, at {uri}")
 
 
 def _figures(settings: RegisterSettings) -> dict[str, float]:

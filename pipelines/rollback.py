@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pydantic import PositiveInt
 
 from longclip.errors import PromotionError
+from longclip.model_uri import ModelUri
 from pipelines.common.entry import Progress, run_entry
 from pipelines.common.settings import Settings, load_settings
 from pipelines.common.storage import storage_path
@@ -40,8 +41,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if current is None:
         raise PromotionError(f"'{settings.name}' has no alias '{settings.champion}' at {uri}; there is nothing to undo")
     if settings.to_version:
-        target = tracking.resolve_version(uri, f"{tracking.MODELS}{settings.name}/{settings.to_version}")
-        version: str | None = target.uri.rpartition("/")[2]
+        version: str | None = str(settings.to_version)
+        tracking.resolve_version(uri, str(ModelUri(settings.name, version)))  # refuses a version that does not exist
     else:
         version = tracking.replaced_version(uri, settings.name, current)
     if version is None:

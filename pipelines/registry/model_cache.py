@@ -5,6 +5,7 @@ from pathlib import Path
 
 from longclip.checkpoint import save_checkpoint, verify_checkpoint
 from longclip.files import file_sha256
+from longclip.model_uri import is_model_uri
 from longclip.weights.reading import convert_checkpoint
 from pipelines.registry import tracking
 
@@ -21,7 +22,7 @@ def local_model(source: str, cache: Path, tracking_uri: str) -> str:
     Raises:
         CheckpointError: there is no such model, or it is no CLIP.
     """
-    if source.startswith(tracking.MODELS):
+    if is_model_uri(source):
         version = tracking.resolve_version(tracking_uri, source)
         key = hashlib.sha256(f"{tracking_uri}\0{version.uri}\0{version.source}".encode()).hexdigest()[:16]
         directory = cache / "registered" / key

@@ -32,12 +32,13 @@ from ray.train import UserCallback
 from longclip.checkpoint import MANIFEST, Checkpoint, load_checkpoint, verify_checkpoint
 from longclip.errors import CheckpointError, ConfigError, PromotionError, one_line
 from longclip.files import file_sha256, whole_directory
+from longclip.model_uri import CHECKPOINT_ARTIFACT, MANIFEST_TAG, ModelUri, parse_model_uri
 from pipelines.common.events import report, warn
 from pipelines.common.plots import Line, line_plot
 
-MODELS, CHECKPOINT = "models:/", "checkpoint"
-MANIFEST_TAG, REPLACED_TAG = "manifest_sha256", "replaced_version"
-"""Tags of a version: checksum of its checkpoint's manifest, and the version it replaced under an alias."""
+CHECKPOINT = CHECKPOINT_ARTIFACT.rpartition("/")[2]
+REPLACED_TAG = "replaced_version"
+"""Tag of a version: the version that it replaced under an alias."""
 
 DATABASE, ARTIFACTS = "mlflow.db", "mlartifacts"
 CARD = "README.md"
@@ -223,18 +224,18 @@ def resolve_version(uri: str, model: str) -> Version:
     Raises:
         CheckpointError: it is not in the registry, or the registry does not answer.
     """
-    name, at, alias = model.removeprefix(MODELS).partition("@")
-    name, _, version = (name, "", "") if at else name.rpartition("/")
-    if not name or not (alias or version.isdecimal()):
-        raise CheckpointError(f"model '{model}' is neither models:/NAME/VERSION nor models:/NAME@ALIAS")
+    named = parse_model_uri(model)
     client = MlflowClient(uri)
     try:
-        found = client.get_model_version_by_alias(name, alias) if at else client.get_model_version(name, version)
+        if named.alias:
+            version = client.get_model_version_by_alias(named.name, named.alias)
+        else:
+            version = client.get_model_version(named.name, named.version)
     except MlflowException as error:
         raise CheckpointError(
             f"model '{model}' cannot be found in the registry at '{uri}': {one_line(error, 200)}"
         ) from error
-    return Version(f"{MODELS}{name}/{found.version}", str(found.source))
+    return Version(str(ModelUri(named.name, str(version.version))), str(version.source))
 
 
 def download_checkpoint(uri: str, model: str, directory: Path) -> None:
@@ -250,11 +251,11 @@ def download_checkpoint(uri: str, model: str, directory: Path) -> None:
     Raises:
         CheckpointError: the artifacts cannot be read, or are not what was registered.
     """
-    name, _, version = model.removeprefix(MODELS).rpartition("/")
-    artifacts = f"{model}/artifacts/{CHECKPOINT}"
+    registered = parse_model_uri(model)
+    artifacts = f"{model}/{CHECKPOINT_ARTIFACT}"
     with whole_directory(directory) as aside:
         try:
-            tags = MlflowClient(uri).get_model_version(name, version).tags
+            tags = MlflowClient(uri).get_model_version(registered.name, registered.version).tags
             found = mlflow.artifacts.download_artifacts(artifact_uri=artifacts, dst_path=str(aside), tracking_uri=uri)
         except (MlflowException, OSError) as error:
             raise CheckpointError(f"'{artifacts}' cannot be downloaded: {one_line(error, 200)}") from error
