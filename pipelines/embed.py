@@ -26,8 +26,8 @@ from pipelines.common.parquet_set import open_parquet
 from pipelines.common.rejected_rows import Columns, start_quarantine, write_quarantine
 from pipelines.common.settings import load_settings
 from pipelines.common.storage import Storage, is_local, output_path, storage_path
+from pipelines.common.whole_files import make_directory, whole_file
 from pipelines.common.workers import Workers
-from pipelines.data.workspace import make_directory, whole_file
 from pipelines.indexing.corpus import Corpus, embed_changes
 from pipelines.indexing.publish import PublishSettings, publish
 from pipelines.indexing.table import MODEL, IndexTable, table_schema

@@ -14,8 +14,8 @@ from longclip.files import file_sha256
 from pipelines.common.parquet_set import parquet_writer
 from pipelines.common.rejected_rows import Rejected
 from pipelines.common.storage import arrow_filesystem
+from pipelines.common.whole_files import make_directory, whole_file
 from pipelines.data.cleaning import KEY, SPLITS, staged_path
-from pipelines.data.workspace import make_directory, whole_file
 
 READERS = 16
 MIN_FILES, MIN_ROWS_PER_FILE = 16, 512

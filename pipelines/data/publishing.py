@@ -16,8 +16,9 @@ from pipelines.common.parquet_set import parquet_writer
 from pipelines.common.rejected_rows import QUARANTINE_SCHEMA, Rejected
 from pipelines.common.settings import Settings, dump
 from pipelines.common.storage import arrow_filesystem
+from pipelines.common.whole_files import whole_file, write_whole
 from pipelines.data.report import Histogram, Sample, render_report
-from pipelines.data.workspace import Workspace, whole_file, write_whole
+from pipelines.data.workspace import Workspace
 
 SCHEMA_VERSION = 1
 QUARANTINE, REPORT = "_quarantine.parquet", "_report.html"

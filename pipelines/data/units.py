@@ -12,8 +12,9 @@ from upath import UPath
 from longclip.errors import DataError
 from pipelines.common.entry import Progress
 from pipelines.common.storage import explained
+from pipelines.common.whole_files import write_whole
 from pipelines.common.workers import Workers
-from pipelines.data.workspace import Workspace, write_whole
+from pipelines.data.workspace import Workspace
 
 MAX_BLOCKS = 4000
 """Ray tasks at most; above it, a task does several units."""

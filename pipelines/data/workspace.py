@@ -6,9 +6,6 @@ data; the output gets its name when everything is there.
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,6 +19,7 @@ from longclip.files import publish_directory
 from pipelines.common.lease import Lease
 from pipelines.common.parquet_set import INCOMPLETE, MANIFEST, manifest_of
 from pipelines.common.storage import Storage, existing_path, explained, is_local
+from pipelines.common.whole_files import make_directory, remove, write_whole
 
 IDENTITY, LEASE, TREE = "identity.json", "lease.json", "output"
 
@@ -72,8 +70,8 @@ class Workspace:
         write_whole(self.tree / MANIFEST, text)
         self.lease.check()
         if is_local(self.output):
-            for left in Path(self.tree.path).rglob(".*"):  # half files of workers that were killed
-                left.unlink()
+            for temporary in list(Path(self.tree.path).rglob(".*")):  # of workers that were killed while they wrote
+                remove(UPath(temporary))
             publish_directory(Path(self.tree.path), Path(self.output.path))
         else:
             _publish_objects(self.tree, self.output)
@@ -185,41 +183,3 @@ def _publish_objects(tree: UPath, output: UPath) -> None:
     for name in sorted(names, key=lambda name: name == MANIFEST):
         fs.cp_file(f"{source}/{name}", f"{target}/{name}")
     (output / INCOMPLETE).unlink()
-
-
-@contextmanager
-def whole_file(path: UPath) -> Iterator[Path]:
-    """A local path to write to; its content gets the name `path` on its storage only when the block ends well."""
-    local = is_local(path)
-    folder = Path(path.path).parent if local else None
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=folder)
-    os.close(handle)
-    try:
-        yield Path(name)
-        if local:
-            os.chmod(name, 0o644)  # temporary files are private
-            os.replace(name, path.path)
-        else:
-            path.fs.put_file(name, path.path)
-    finally:
-        Path(name).unlink(missing_ok=True)
-
-
-def write_whole(path: UPath, content: bytes) -> None:
-    """Write a file that appears whole or not at all."""
-    with whole_file(path) as local:
-        local.write_bytes(content)
-
-
-def make_directory(path: UPath) -> None:
-    """Create a directory where storage has such things; object storage does not."""
-    if is_local(path):
-        path.mkdir(parents=True, exist_ok=True)
-
-
-def remove(path: UPath) -> None:
-    """Remove a file or directory with all that is in it, if it is there."""
-    if is_local(path) and path.is_dir():
-        shutil.rmtree(path.path, ignore_errors=True)
-    elif path.exists():
-        path.fs.rm(path.path, recursive=True)

@@ -29,7 +29,7 @@ from longclip.index.published import PublishedIndex, shard_name
 from longclip.index.shard import write_shard
 from pipelines.common.settings import Settings
 from pipelines.common.storage import Storage, is_local, open_path
-from pipelines.data.workspace import make_directory, remove, write_whole
+from pipelines.common.whole_files import make_directory, remove, write_whole
 from pipelines.indexing.table import CONTENT, MODEL, IndexTable, read_rows, vector_column
 
 READ_ROWS = 8192

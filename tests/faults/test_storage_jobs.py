@@ -15,7 +15,8 @@ from pipelines import prepare, summarize
 from pipelines.common.entry import run_entry
 from pipelines.common.parquet_set import open_parquet
 from pipelines.common.storage import Storage, open_path
-from pipelines.data.workspace import MANIFEST, write_whole
+from pipelines.common.whole_files import write_whole
+from pipelines.data.workspace import MANIFEST
 from tests.support.broken_rows import jpeg
 from tests.support.local_ray import own_ray
 from tests.support.s3_server import KEY, SECRET, FaultProxy, S3Server

@@ -9,7 +9,8 @@ from upath import UPath
 
 from longclip.errors import ConfigError, DataError
 from pipelines.common.storage import Storage, existing_path, explained, open_path, output_path
-from pipelines.data.workspace import MANIFEST, claim, partial_path, whole_file, write_whole
+from pipelines.common.whole_files import whole_file, write_whole
+from pipelines.data.workspace import MANIFEST, claim, partial_path
 from tests.support.s3_server import KEY, SECRET, FaultProxy, S3Server, free_ports
 
 IDENTITY = {"job": "x", "settings": {}, "source": ""}

@@ -19,11 +19,11 @@ from upath import UPath
 from longclip.errors import DataError
 from pipelines.common.parquet_set import open_parquet, parquet_writer
 from pipelines.common.storage import Storage
+from pipelines.common.whole_files import whole_file
 from pipelines.data.sources.parquet import PROBLEM, ParquetSource, caption_texts, parquet_source
 from pipelines.data.sources.settings import CAPTION_NAMES, ID_NAMES, IMAGE_NAMES, SourceSettings, first_known
 from pipelines.data.sources.source import Piece, SourceRow
 from pipelines.data.sources.tar import IMAGE_SUFFIXES
-from pipelines.data.workspace import whole_file
 
 FILE = "entries.parquet"
 BATCH_ENTRIES = 512

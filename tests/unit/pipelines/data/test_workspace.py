@@ -16,7 +16,8 @@ from longclip.errors import ConfigError, LongClipError
 from pipelines.common import lease as lease_module
 from pipelines.common.lease import Lease
 from pipelines.common.parquet_set import INCOMPLETE, MANIFEST
-from pipelines.data.workspace import Workspace, claim, partial_path, whole_file, write_whole
+from pipelines.common.whole_files import whole_file, write_whole
+from pipelines.data.workspace import Workspace, claim, partial_path
 from tests.support.places import ROOT
 
 IDENTITY: dict[str, Any] = {"job": "test", "settings": {"a": {"b": 1}}, "source": "x"}
