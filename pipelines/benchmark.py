@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any, Self
 
 from pydantic import Field, model_validator
+from upath import UPath
 
 from longclip.files import whole_directory
 from pipelines.common.entry import Progress, run_entry
 from pipelines.common.events import report
-from pipelines.common.rejected_rows import write_quarantine
+from pipelines.common.rejected_rows import QUARANTINE, write_quarantine
 from pipelines.common.settings import dump, load_settings
 from pipelines.common.storage import storage_path
 from pipelines.evaluation.measure_job import MeasureJob, MeasureSettings, measure_job
@@ -70,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         (aside / REPORT).write_text(render_markdown("Benchmark", results))
         (aside / "report.html").write_text(render_html("Benchmark", results))
         places = ", ".join(task.input for task in settings.tasks.values())
-        write_quarantine(rejected, places, "benchmark", aside / "quarantine.parquet")
+        write_quarantine(rejected, places, "benchmark", UPath(aside / QUARANTINE))
     print(f"\n{(output / REPORT).read_text()}")
     progress.summary(rows, rows - len(rejected), len(rejected), f"results in {output}")
 

@@ -20,13 +20,14 @@ from upath import UPath
 from longclip.checkpoint import Checkpoint, checkpoint_id, load_checkpoint
 from longclip.errors import ConfigError, DataError
 from longclip.index import version_manifests
+from pipelines.common.columns import Columns
 from pipelines.common.entry import Progress, connect, run_entry
 from pipelines.common.lease import Lease
 from pipelines.common.parquet_set import open_parquet
-from pipelines.common.rejected_rows import Columns, start_quarantine, write_quarantine
+from pipelines.common.rejected_rows import QUARANTINE, start_quarantine, write_quarantine
 from pipelines.common.settings import load_settings
 from pipelines.common.storage import Storage, is_local, output_path, storage_path
-from pipelines.common.whole_files import make_directory, whole_file
+from pipelines.common.whole_files import make_directory
 from pipelines.common.workers import Workers
 from pipelines.indexing.corpus import Corpus, embed_changes
 from pipelines.indexing.publish import PublishSettings, publish
@@ -34,7 +35,7 @@ from pipelines.indexing.table import MODEL, IndexTable, table_schema
 from pipelines.registry import tracking
 from pipelines.registry.model_cache import local_model
 
-LEASE, QUARANTINE = ".lease", "quarantine.parquet"
+LEASE = ".lease"
 
 
 class EmbedSettings(PublishSettings):
@@ -96,9 +97,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             rejected = len(reasons)
             missing = states.keys() - corpus.ids if settings.delete_missing else set()
             deleted += table.delete(reasons.keys() | missing)
-            if reasons:
-                with whole_file(index / QUARANTINE) as local:
-                    write_quarantine(reasons, str(corpus.data.root), "embed", local)
+            write_quarantine(reasons, str(corpus.data.root), "embed", index / QUARANTINE)
         lease.check()
         version = _publish(settings, index, table, checkpoint, identity)
     detail = f"{embedded} embedded, {rows - embedded - rejected} unchanged, {deleted} deleted; index {index}, {version}"

@@ -18,13 +18,14 @@ from pathlib import Path
 import ray
 from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
+from upath import UPath
 
 from longclip.files import whole_directory
 from pipelines.common.entry import Progress, connect, run_entry
 from pipelines.common.model_inputs import ModelInputs
 from pipelines.common.parquet_set import is_list, manifest_of
 from pipelines.common.progress import MetricsToPrometheus
-from pipelines.common.rejected_rows import start_quarantine, write_quarantine
+from pipelines.common.rejected_rows import QUARANTINE, start_quarantine, write_quarantine
 from pipelines.common.run_directory import claim_directory
 from pipelines.common.settings import dump, load_settings
 from pipelines.common.storage import storage_path
@@ -114,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         shutil.copytree(Path(chosen.path) / MODEL_DIR, aside, dirs_exist_ok=True)
     tracking.end_run(uri, run_id, succeeded=True)
     reasons = ray.get(quarantine.reasons.remote())
-    write_quarantine(reasons, settings.input, "finetune", output / "quarantine.parquet")
+    write_quarantine(reasons, settings.input, "finetune", UPath(output / QUARANTINE))
     a_pass = train.order.steps_per_epoch * settings.global_batch_size
     progress.summary(
         rows,

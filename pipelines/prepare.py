@@ -25,6 +25,7 @@ from upath import UPath
 from longclip.errors import DataError
 from longclip.text.sentences import caption_text
 from pipelines.common.entry import Progress, connect, run_entry
+from pipelines.common.rejected_rows import RejectedLimit
 from pipelines.common.settings import load_settings
 from pipelines.common.storage import Storage, explained, output_path
 from pipelines.data.cleaning import KEY, CleanPiece, CleanSettings, HashPiece, ImageHashes, staged_schema
@@ -33,7 +34,7 @@ from pipelines.data.publishing import Finished, add_counts, finish
 from pipelines.data.report import Histogram, Sample
 from pipelines.data.sources import SourceSettings, open_source
 from pipelines.data.sources.source import Source
-from pipelines.data.units import RejectedLimit, run_units
+from pipelines.data.units import run_units
 from pipelines.data.workspace import Workspace, claim, fingerprint
 
 

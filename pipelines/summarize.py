@@ -26,6 +26,7 @@ from longclip.text.sentences import caption_text
 from longclip.tokenizer import count_tokens, load_tokenizer
 from pipelines.common.entry import Progress, connect, run_entry
 from pipelines.common.parquet_set import ParquetSet, open_parquet
+from pipelines.common.rejected_rows import RejectedLimit
 from pipelines.common.settings import load_settings
 from pipelines.common.storage import Storage, explained, output_path
 from pipelines.common.workers import Workers
@@ -34,7 +35,7 @@ from pipelines.data.report import Histogram, Sample
 from pipelines.data.summaries import CONTEXT_LENGTH, check_strategies
 from pipelines.data.summaries.engine_stage import STAGE, generate
 from pipelines.data.summaries.pieces import SOURCE, AddSummaries, SummaryColumns
-from pipelines.data.units import RejectedLimit, run_units
+from pipelines.data.units import run_units
 from pipelines.data.workspace import Workspace, claim, fingerprint
 
 

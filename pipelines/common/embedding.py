@@ -17,8 +17,8 @@ from longclip.errors import CheckpointError
 from longclip.images import ImageTransform
 from longclip.text.perturbations import changer
 from longclip.tokenizer import TokenBatch, load_tokenizer, tokenize
-from pipelines.common.model_inputs import image_bytes, require_texts, stack_pixels, usable_rows
-from pipelines.common.rejected_rows import Columns
+from pipelines.common.columns import Columns, image_bytes
+from pipelines.common.model_inputs import require_texts, stack_pixels, usable_rows
 from pipelines.common.workers import Workers
 
 BATCH_SIZE = 128

@@ -9,10 +9,10 @@ import ray
 import torch
 from torch import Tensor
 
-from longclip.errors import DataError, ImageError
+from longclip.errors import DataError
 from longclip.images import ImageTransform
 from longclip.tokenizer import TokenBatch, load_tokenizer, tokenize
-from pipelines.common.rejected_rows import Columns
+from pipelines.common.columns import Columns, cell_texts, image_bytes
 
 Read = TypeVar("Read")
 
@@ -128,21 +128,6 @@ def chosen_texts(columns: Mapping[str, Tensor], name: str, places: Tensor) -> To
     return TokenBatch(ids, lengths, full)
 
 
-def cell_texts(cell: Any) -> list[str]:
-    """The texts of a cell that holds one text or several; empty ones are left out."""
-    texts = [cell] if isinstance(cell, str) else list(cell) if cell is not None else []
-    return [text for text in texts if isinstance(text, str) and text.strip()]
-
-
 def row_key(row: Any) -> int:
     """A non-negative 63-bit number of a row's id, the same on every machine."""
     return int.from_bytes(hashlib.sha256(str(row).encode()).digest()[:8], "big") >> 1
-
-
-def image_bytes(value: Any) -> bytes:
-    """Bytes of an image cell: binary, or the `{bytes, path}` struct of Hugging Face datasets."""
-    if isinstance(value, dict):
-        value = value.get("bytes")
-    if not isinstance(value, bytes | bytearray) or not value:
-        raise ImageError("image cell holds no bytes")
-    return bytes(value)

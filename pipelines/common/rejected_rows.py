@@ -1,89 +1,44 @@
-"""Rows in and out: names of columns, and rows that were rejected."""
+"""Rejected rows: collected with their reasons, limited to a share of all rows, and kept in a quarantine file.
+
+Jobs that work in pieces collect a `Rejected` for each piece and count them with a `RejectedLimit`. Jobs that stream
+rows through Ray Data report them to a `Quarantine`, an actor.
+"""
 
 import re
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from upath import UPath
 
 from longclip.errors import DataError
-from pipelines.common.settings import Settings
+from pipelines.common.whole_files import whole_file
 
-
-class Columns(Settings):
-    """Names of the columns of a Parquet."""
-
-    id: str = "id"
-    """Unique key of a row."""
-    image: str = "image"
-    """Encoded image file (JPEG, PNG, WebP, ...) as binary."""
-    caption: str = "caption"
-    """Long text."""
-    summary: str = "summary"
-    """Short text."""
-
+QUARANTINE = "quarantine.parquet"
+"""File of rejected rows in an output. Among Parquet files it has an underscore in front, so that readers skip it."""
 
 QUARANTINE_SCHEMA = pa.schema([(name, pa.string()) for name in ("id", "source", "stage", "reason")])
+_PIECE_SUFFIX = ".rejected.parquet"
 _VARIABLE = re.compile(r"'[^']*'|\d+")
 
 
-class Quarantine:
-    """Collects rejected rows of a job, once each however often they are met, and stops it when they are too many."""
-
-    def __init__(self, rows: int, max_rejected_fraction: float) -> None:
-        self._allowed = max_rejected_fraction * rows
-        self._limit = max_rejected_fraction
-        self._reasons: dict[str, str] = {}
-
-    def add(self, reasons: dict[str, str]) -> None:
-        """Record `{id: reason}`; raises `DataError` when more rows are rejected than allowed."""
-        self._reasons.update(reasons)
-        if len(self._reasons) > self._allowed:
-            row, reason = next(iter(self._reasons.items()))
-            raise DataError(
-                f"{len(self._reasons)} rows rejected, more than max_rejected_fraction={self._limit} allows;"
-                f" the first is '{row}': {reason}"
-            )
-
-    def reasons(self) -> dict[str, str]:
-        """All rejected ids with their reasons."""
-        return self._reasons
-
-
-def start_quarantine(rows: int, max_rejected_fraction: float) -> Any:
-    """A `Quarantine` in a process of its own, for a job over `rows` rows: an actor handle."""
-    # Beside the driver: elsewhere it would be lost with its machine, and the job with it.
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    actor = ray.remote(num_cpus=0, scheduling_strategy=here)(Quarantine)
-    return actor.remote(rows, max_rejected_fraction)
-
-
-def write_quarantine(reasons: dict[str, str], source: str, stage: str, path: Path) -> None:
-    """Write rejected rows as a Parquet `id, source, stage, reason`; nothing where there are none."""
-    if reasons:
-        rows = [{"id": row, "source": source, "stage": stage, "reason": reason} for row, reason in reasons.items()]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(pa.Table.from_pylist(rows, QUARANTINE_SCHEMA), path)
-
-
 class Rejected:
-    """Rejected rows of one piece of a source."""
+    """Rejected rows of a source, or of one piece of it."""
 
     def __init__(self, source: str) -> None:
         self.source = source
         self._rows: list[dict[str, str]] = []
 
     def add(self, row: str, stage: str, reason: str) -> None:
-        """Note that a row was rejected."""
+        """Record that a stage rejected the row with this id."""
         row = row.encode(errors="replace").decode()
         self._rows.append({"id": row, "source": self.source, "stage": stage, "reason": reason})
 
     def count(self, *stages: str) -> int:
-        """Rows rejected in some stages."""
+        """Number of rows that these stages rejected."""
         return sum(row["stage"] in stages for row in self._rows)
 
     def __len__(self) -> int:
@@ -91,15 +46,102 @@ class Rejected:
 
     @property
     def first(self) -> str:
-        """The first rejected row and its reason, for messages; empty where there is none."""
+        """`'id': reason` of the first rejected row, for messages; empty if there is none."""
         return f"'{self._rows[0]['id']}': {self._rows[0]['reason']}" if self._rows else ""
 
     @property
     def grouped(self) -> list[tuple[str, str, int]]:
-        """(stage, reason, count): reasons that differ only in numbers and names are one."""
+        """(stage, reason, count); reasons that differ only in numbers and quoted names count as one."""
         counts = Counter((row["stage"], _VARIABLE.sub("…", row["reason"])) for row in self._rows)
         return [(stage, reason, count) for (stage, reason), count in counts.items()]
 
     def table(self) -> pa.Table:
-        """Rows of a quarantine Parquet."""
+        """The rows in `QUARANTINE_SCHEMA`."""
         return pa.Table.from_pylist(self._rows, QUARANTINE_SCHEMA)
+
+    def write(self, path: UPath) -> None:
+        """Write the rows as Parquet."""
+        with whole_file(path) as local_path:
+            pq.write_table(self.table(), local_path)
+
+
+def write_rejected(rejected: Rejected, folder: UPath, number: int) -> None:
+    """Write the rejected rows of a unit of work."""
+    rejected.write(folder / f"{number:06d}{_PIECE_SUFFIX}")
+
+
+def rejected_files(folder: UPath) -> list[UPath]:
+    """Files written by `write_rejected`, in the order of the units."""
+    names = sorted(name.rpartition("/")[2] for name in folder.fs.ls(folder.path, detail=False))
+    return [folder / name for name in names if name.endswith(_PIECE_SUFFIX)]
+
+
+def write_quarantine(reasons: dict[str, str], source: str, stage: str, path: UPath) -> None:
+    """Write the rows that a `Quarantine` collected; no file if there are none."""
+    if reasons:
+        rejected = Rejected(source)
+        for row, reason in reasons.items():
+            rejected.add(row, stage, reason)
+        rejected.write(path)
+
+
+class RejectedLimit:
+    """Counts rejected rows, and stops a job that rejects too many."""
+
+    def __init__(self, rows: int | None, max_rejected_fraction: float) -> None:
+        """
+        Args:
+            rows: rows of the whole job; None if that is not known in advance.
+            max_rejected_fraction: largest share of them that may be rejected.
+        """
+        self.rows, self.limit = rows, max_rejected_fraction
+        self.seen, self.rejected = 0, 0
+        self.example = ""
+
+    def add(self, result: dict[str, Any]) -> None:
+        """Count `rows_in` and `rejected` rows, of which one is `first_rejected`.
+
+        Raises:
+            DataError: the final share must be too large.
+        """
+        self.seen += result["rows_in"]
+        self.rejected += result["rejected"]
+        self.example = self.example or result.get("first_rejected", "")
+        if self.rows is not None:
+            self.check()
+
+    def check(self) -> None:
+        """Raise `DataError` if the share of all rows, or of those seen if the total is unknown, is too large."""
+        rows = max(self.rows or 0, self.seen)
+        if self.rejected > self.limit * rows:
+            raise DataError(
+                f"{self.rejected} of {rows} rows rejected, more than max_rejected_fraction={self.limit} allows; the"
+                f" first is {self.example}; fix the data, or raise the limit, and run again"
+            )
+
+
+class Quarantine:
+    """Collects the rejected rows of a job, once each, even if a retry reports them twice."""
+
+    def __init__(self, rows: int, max_rejected_fraction: float) -> None:
+        self._limit = RejectedLimit(rows, max_rejected_fraction)
+        self._reasons: dict[str, str] = {}
+
+    def add(self, reasons: dict[str, str]) -> None:
+        """Record `{id: reason}`; raises `DataError` if more rows are rejected than allowed."""
+        added = reasons.keys() - self._reasons.keys()
+        self._reasons |= reasons
+        first = next((f"'{row}': {reason}" for row, reason in self._reasons.items()), "")
+        self._limit.add({"rows_in": 0, "rejected": len(added), "first_rejected": first})
+
+    def reasons(self) -> dict[str, str]:
+        """All rejected ids with their reasons."""
+        return self._reasons
+
+
+def start_quarantine(rows: int, max_rejected_fraction: float) -> Any:
+    """Start a `Quarantine` for a job of this many rows; returns the actor's handle."""
+    # On the driver's node: if another node died, it would take the quarantine and so the job with it.
+    driver_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    actor = ray.remote(num_cpus=0, scheduling_strategy=driver_node)(Quarantine)
+    return actor.remote(rows, max_rejected_fraction)

@@ -19,10 +19,9 @@ from longclip.errors import DataError, ImageError
 from longclip.images import MAX_PIXELS, decode_image
 from longclip.tokenizer import count_tokens, load_tokenizer
 from pipelines.common.parquet_set import RowGroups, parquet_writer
-from pipelines.common.rejected_rows import Rejected
+from pipelines.common.rejected_rows import Rejected, write_rejected
 from pipelines.common.settings import Settings
 from pipelines.common.whole_files import whole_file
-from pipelines.data.publishing import write_rejected
 from pipelines.data.sources.source import Piece, Source, SourceRow
 
 SPLITS = ("train", "val")

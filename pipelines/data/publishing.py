@@ -13,7 +13,7 @@ from upath import UPath
 
 from longclip.files import file_sha256
 from pipelines.common.parquet_set import parquet_writer
-from pipelines.common.rejected_rows import QUARANTINE_SCHEMA, Rejected
+from pipelines.common.rejected_rows import QUARANTINE, QUARANTINE_SCHEMA, Rejected, rejected_files
 from pipelines.common.settings import Settings, dump
 from pipelines.common.storage import arrow_filesystem
 from pipelines.common.whole_files import whole_file, write_whole
@@ -21,7 +21,7 @@ from pipelines.data.report import Histogram, Sample, render_report
 from pipelines.data.workspace import Workspace
 
 SCHEMA_VERSION = 1
-QUARANTINE, REPORT = "_quarantine.parquet", "_report.html"
+REPORT = "_report.html"
 SAMPLES = 24
 
 
@@ -52,13 +52,13 @@ class Finished:
 
 def finish(work: Workspace, finished: Finished) -> dict[str, Any]:
     """Complete the workspace's tree and publish it; gives the manifest."""
-    with whole_file(work.tree / QUARANTINE) as local:
+    with whole_file(work.tree / f"_{QUARANTINE}") as local:
         with parquet_writer(local, QUARANTINE_SCHEMA) as groups:
             for path in rejected_files(work.folder(finished.stage)):
                 groups.add(pq.read_table(path.path, filesystem=arrow_filesystem(path)))
             if finished.rejected:
                 groups.add(finished.rejected.table())
-        quarantine = {"name": QUARANTINE, "rows": groups.rows, "sha256": file_sha256(local)}
+        quarantine = {"name": f"_{QUARANTINE}", "rows": groups.rows, "sha256": file_sha256(local)}
     splits = Counter[str]()
     for file in finished.files:
         splits[file["name"].rpartition("/")[0]] += file["rows"]
@@ -89,18 +89,6 @@ def finish(work: Workspace, finished: Finished) -> dict[str, Any]:
     }
     work.publish(manifest)
     return manifest
-
-
-def write_rejected(rejected: Rejected, folder: UPath, number: int) -> None:
-    """Write the rejected rows of a unit."""
-    with whole_file(folder / f"{number:06d}.rejected.parquet") as local:
-        pq.write_table(rejected.table(), local)
-
-
-def rejected_files(folder: UPath) -> list[UPath]:
-    """What `write_rejected` wrote, in the order of the units."""
-    names = sorted(name.rpartition("/")[2] for name in folder.fs.ls(folder.path, detail=False))
-    return [folder / name for name in names if name.endswith(".rejected.parquet")]
 
 
 def add_counts(counts: Iterable[dict[Any, int]]) -> Counter[Any]:

@@ -9,7 +9,6 @@ import ray
 from ray.data import ActorPoolStrategy
 from upath import UPath
 
-from longclip.errors import DataError
 from pipelines.common.entry import Progress
 from pipelines.common.storage import explained
 from pipelines.common.whole_files import write_whole
@@ -107,34 +106,3 @@ class RunUnits:
                 texts.append(json.dumps(self.task(int(number), json.loads(unit))))
                 write_whole(self.folder / f"{int(number):06d}.json", texts[-1].encode())
         return {"number": batch["number"], "result": np.array(texts, dtype=object)}
-
-
-class RejectedLimit:
-    """Counts rejected rows over units, and stops a job that loses too many."""
-
-    def __init__(self, rows: int | None, max_rejected_fraction: float) -> None:
-        """
-        Args:
-            rows: rows of the whole job, where they are known before it ends.
-            max_rejected_fraction: share of them that may be rejected.
-        """
-        self.rows, self.limit = rows, max_rejected_fraction
-        self.seen, self.rejected = 0, 0
-        self.example = ""
-
-    def add(self, result: dict[str, Any]) -> None:
-        """Count a unit's result; raises `DataError` as soon as the share is certain to be too large."""
-        self.seen += result["rows_in"]
-        self.rejected += result["rejected"]
-        self.example = self.example or result.get("first_rejected", "")
-        if self.rows is not None and self.rejected > self.limit * max(self.rows, self.seen):
-            self.check()
-
-    def check(self) -> None:
-        """Raise `DataError` if the share is too large for the rows seen or, where known, for all."""
-        rows = max(self.rows or 0, self.seen)
-        if self.rejected > self.limit * rows:
-            raise DataError(
-                f"{self.rejected} of {rows} rows rejected, more than max_rejected_fraction={self.limit} allows; the"
-                f" first is {self.example}; mend the data, or raise the limit and run again: finished work is kept"
-            )

@@ -14,9 +14,9 @@ from longclip.errors import DataError
 from longclip.evaluation.metrics import classification_ranks, retrieval_ranks
 from longclip.text.perturbations import CHANGES, KINDS
 from longclip.zero_shot import class_embeddings
+from pipelines.common.columns import Columns, cell_texts
 from pipelines.common.embedding import Reading, embed_dataset
-from pipelines.common.model_inputs import cell_texts
-from pipelines.common.rejected_rows import Columns, start_quarantine
+from pipelines.common.rejected_rows import start_quarantine
 from pipelines.common.workers import Workers
 from pipelines.evaluation.measured import WHOLE, Answers, Choices, Measured
 from pipelines.evaluation.rows import source_dataset

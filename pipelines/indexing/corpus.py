@@ -14,12 +14,11 @@ import ray
 
 from longclip.checkpoint import Checkpoint
 from longclip.errors import DataError
+from pipelines.common.columns import Columns, cell_texts
 from pipelines.common.embedding import Reading, embed_dataset
 from pipelines.common.events import report
-from pipelines.common.model_inputs import cell_texts
 from pipelines.common.parquet_set import ParquetSet
 from pipelines.common.progress import tell_rows
-from pipelines.common.rejected_rows import Columns
 from pipelines.common.workers import Workers
 from pipelines.indexing.table import CONTENT, ID, MODEL, RESERVED, IndexTable, States, vector_column
 

@@ -11,7 +11,7 @@ from longclip.errors import ConfigError
 from longclip.training.freeze import TowerName
 from longclip.training.loss import LossConfig
 from longclip.training.pcm import Scope
-from pipelines.common.rejected_rows import Columns
+from pipelines.common.columns import Columns
 from pipelines.common.settings import Settings, merged, read_settings_file
 from pipelines.common.storage import Storage
 from pipelines.common.workers import Workers

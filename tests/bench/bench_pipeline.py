@@ -39,10 +39,11 @@ from harness import arguments, report
 from longclip.images import ImageTransform
 from longclip.tokenizer import load_tokenizer, tokenize
 from photographs import photograph
+from pipelines.common.columns import Columns
 from pipelines.common.entry import connect
 from pipelines.common.model_inputs import ModelInputs, row_key
 from pipelines.common.parquet_set import open_parquet, parquet_writer
-from pipelines.common.rejected_rows import Columns, start_quarantine
+from pipelines.common.rejected_rows import start_quarantine
 from pipelines.common.storage import Storage
 from pipelines.finetune import DATA_CPUS
 from pipelines.training.row_feed import PLACE, WindowReader, feed

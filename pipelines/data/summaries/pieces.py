@@ -11,11 +11,11 @@ from upath import UPath
 from longclip.files import file_sha256
 from longclip.text.sentences import caption_text
 from longclip.tokenizer import count_tokens, load_tokenizer
+from pipelines.common.columns import Columns
 from pipelines.common.parquet_set import ROWS_PER_GROUP, parquet_writer
-from pipelines.common.rejected_rows import Columns, Rejected
+from pipelines.common.rejected_rows import Rejected, write_rejected
 from pipelines.common.storage import Storage, arrow_filesystem, open_path
 from pipelines.common.whole_files import make_directory, whole_file
-from pipelines.data.publishing import write_rejected
 from pipelines.data.summaries import CONTEXT_LENGTH, Summarizer, SummarySettings, checked_summaries, load_summarizer
 from pipelines.data.summaries.engine_stage import generated_texts
 

@@ -15,8 +15,8 @@ from longclip.images import decode_image
 from longclip.text.perturbations import changer
 from longclip.tokenizer import TokenBatch
 from pipelines.common import embedding
+from pipelines.common.columns import Columns
 from pipelines.common.embedding import EmbeddingInputs, EmbedRows, Reading, object_column
-from pipelines.common.rejected_rows import Columns
 from pipelines.common.workers import Workers
 from pipelines.indexing.corpus import Corpus
 from pipelines.indexing.table import table_schema

@@ -10,8 +10,8 @@ import torch
 
 from longclip.images import ImageTransform
 from longclip.tokenizer import load_tokenizer
+from pipelines.common.columns import Columns
 from pipelines.common.model_inputs import ModelInputs
-from pipelines.common.rejected_rows import Columns
 from pipelines.training.loop import draw_texts
 from tests.support.pictures import picture
 from tests.support.rows import Refused

@@ -11,9 +11,9 @@ import ray
 
 from longclip.errors import DataError
 from longclip.images import ImageTransform
+from pipelines.common.columns import Columns
 from pipelines.common.model_inputs import ModelInputs, row_key
 from pipelines.common.parquet_set import open_parquet
-from pipelines.common.rejected_rows import Columns
 from pipelines.common.storage import Storage
 from pipelines.training.row_feed import PLACE, WindowReader
 from pipelines.training.row_order import TrainingOrder
