@@ -21,7 +21,7 @@ from pipelines.common.entry import connect, run_entry
 from pipelines.common.settings import Settings, load_settings
 from pipelines.common.storage import storage_path
 from pipelines.experiments.steps import Step, run_step, serve
-from pipelines.registry import tracking
+from pipelines.registry import versions as tracking
 
 CPUS = 4
 

@@ -32,7 +32,7 @@ from pipelines.common.workers import Workers
 from pipelines.indexing.corpus import Corpus, embed_changes
 from pipelines.indexing.publish import PublishSettings, publish
 from pipelines.indexing.table import MODEL, IndexTable, table_schema
-from pipelines.registry import tracking
+from pipelines.registry import versions as tracking
 from pipelines.registry.model_cache import local_model
 
 LEASE = ".lease"

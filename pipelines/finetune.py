@@ -29,7 +29,7 @@ from pipelines.common.rejected_rows import QUARANTINE, start_quarantine, write_q
 from pipelines.common.run_directory import claim_directory
 from pipelines.common.settings import dump, load_settings
 from pipelines.common.storage import storage_path
-from pipelines.registry import tracking
+from pipelines.registry import versions as tracking
 from pipelines.training.checkpoints import MODEL_DIR
 from pipelines.training.initial_model import initial_checkpoint
 from pipelines.training.loop import train_loop

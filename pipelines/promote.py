@@ -29,7 +29,7 @@ from pipelines.evaluation.gates import Gate, gate, gate_table
 from pipelines.evaluation.measure_job import MeasureJob, MeasureSettings, measure_job
 from pipelines.evaluation.measured import Measured, compare
 from pipelines.evaluation.results import task_result
-from pipelines.registry import tracking
+from pipelines.registry import versions as tracking
 
 
 class PromoteSettings(MeasureSettings):

@@ -16,7 +16,7 @@ from longclip.model_uri import ModelUri
 from pipelines.common.entry import Progress, run_entry
 from pipelines.common.settings import Settings, load_settings
 from pipelines.common.storage import storage_path
-from pipelines.registry import tracking
+from pipelines.registry import versions as tracking
 
 
 class RollbackSettings(Settings):

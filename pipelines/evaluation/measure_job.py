@@ -15,7 +15,7 @@ from pipelines.common.workers import Workers
 from pipelines.evaluation.measured import Measured
 from pipelines.evaluation.measuring import measure
 from pipelines.evaluation.tasks import Task, TaskSettings, open_task
-from pipelines.registry import tracking
+from pipelines.registry import versions as tracking
 from pipelines.registry.model_cache import local_model
 
 

@@ -7,7 +7,7 @@ from longclip.checkpoint import save_checkpoint, verify_checkpoint
 from longclip.files import file_sha256
 from longclip.model_uri import is_model_uri
 from longclip.weights.reading import convert_checkpoint
-from pipelines.registry import tracking
+from pipelines.registry import versions as tracking
 
 
 def local_model(source: str, cache: Path, tracking_uri: str) -> str:

@@ -40,7 +40,7 @@ from harness import arguments, report
 from longclip.checkpoint import checkpoint_id, load_checkpoint, new_model, save_checkpoint
 from longclip.index import version_manifests
 from pipelines import embed
-from pipelines.registry import tracking
+from pipelines.registry import versions as tracking
 from serving.app import AppArgs, build
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))  # before what lies there and is not installed

@@ -24,7 +24,7 @@ from pipelines import promote, rollback
 from pipelines.common.storage import JOB_PACKAGE
 from pipelines.evaluation.gates import gate
 from pipelines.evaluation.tasks import Protocol, Task
-from pipelines.registry import tracking
+from pipelines.registry import versions as tracking
 from tests.support.pictures import picture
 from tests.support.tampering import TAMPERINGS
 from tests.support.tiny_clip import tiny_config

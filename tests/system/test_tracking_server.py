@@ -15,7 +15,7 @@ from upath import UPath
 from longclip.checkpoint import checkpoint_id, new_model, save_checkpoint
 from longclip.errors import CheckpointError, ConfigError, PromotionError
 from pipelines import finetune, register
-from pipelines.registry import tracking
+from pipelines.registry import versions as tracking
 from serving.model_source import open_model
 from tests.support.programs import needs_programs
 from tests.support.rows import write_rows
