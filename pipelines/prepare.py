@@ -32,9 +32,10 @@ from pipelines.data.cleaning import KEY, CleanPiece, CleanSettings, HashPiece, I
 from pipelines.data.deduplication import Arrangement, WriteFile, arrange
 from pipelines.data.publishing import Finished, add_counts, finish
 from pipelines.data.report import Histogram, Sample
-from pipelines.data.sources import SourceSettings, open_source
+from pipelines.data.sources.opening import open_source
+from pipelines.data.sources.settings import SourceSettings
 from pipelines.data.sources.source import Source
-from pipelines.data.units import run_units
+from pipelines.data.work_units import run_units
 from pipelines.data.workspace import Workspace, claim, fingerprint
 
 

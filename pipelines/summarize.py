@@ -32,10 +32,11 @@ from pipelines.common.storage import Storage, explained, output_path
 from pipelines.common.workers import Workers
 from pipelines.data.publishing import Finished, add_counts, finish
 from pipelines.data.report import Histogram, Sample
-from pipelines.data.summaries import CONTEXT_LENGTH, check_strategies
-from pipelines.data.summaries.engine_stage import STAGE, generate
-from pipelines.data.summaries.pieces import SOURCE, AddSummaries, SummaryColumns
-from pipelines.data.units import run_units
+from pipelines.data.summaries.piece_task import SOURCE, AddSummaries, SummaryColumns
+from pipelines.data.summaries.preflight import check_strategies
+from pipelines.data.summaries.summarizers import CONTEXT_LENGTH
+from pipelines.data.summaries.vllm_stage import STAGE, generate
+from pipelines.data.work_units import run_units
 from pipelines.data.workspace import Workspace, claim, fingerprint
 
 

@@ -88,7 +88,7 @@ class CleanPiece:
         self.schema = staged_schema(source)
 
     def __call__(self, number: int, unit: dict[str, Any]) -> dict[str, Any]:
-        """Clean a piece; see `pipelines.data.units.UnitTask`. Also counts `overlapping` rows, rows of each split,
+        """Clean a piece; see `pipelines.data.work_units.UnitTask`. Also counts `overlapping` rows, rows of each split,
         staged bytes, caption `tokens` and grouped `reasons`."""
         piece = Piece(**unit)
         rejected = Rejected(piece.file)
@@ -179,7 +179,7 @@ class HashPiece:
         self.source, self.max_pixels = source, max_pixels
 
     def __call__(self, number: int, unit: dict[str, Any]) -> dict[str, Any]:
-        """Hash a piece; see `pipelines.data.units.UnitTask`. The hashes are in the result."""
+        """Hash a piece; see `pipelines.data.work_units.UnitTask`. The hashes are in the result."""
         sha256, perceptual, rows_in = [], [], 0
         for row in self.source.read(Piece(**unit)):
             rows_in += 1

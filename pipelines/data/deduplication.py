@@ -121,7 +121,7 @@ class WriteFile:
         self.folder, self.tree, self.schema = folder, tree, schema
 
     def __call__(self, number: int, unit: dict[str, Any]) -> dict[str, Any]:
-        """Write a file; see `pipelines.data.units.UnitTask`. The result is its line in the manifest."""
+        """Write a file; see `pipelines.data.work_units.UnitTask`. The result is its line in the manifest."""
         path = self.tree / unit["name"]
         make_directory(path.parent)
         with whole_file(path) as local:

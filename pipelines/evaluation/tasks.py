@@ -12,7 +12,8 @@ from upath import UPath
 from longclip.errors import ConfigError, DataError
 from pipelines.common.settings import Settings, dump
 from pipelines.common.storage import Storage, existing_path, explained
-from pipelines.data.sources import SourceSettings, open_source
+from pipelines.data.sources.opening import open_source
+from pipelines.data.sources.settings import SourceSettings
 from pipelines.data.sources.source import Source
 
 FILE = Path(__file__).with_name("protocols.yaml")

@@ -18,8 +18,9 @@ import torch
 from harness import alternating, arguments, report
 from longclip.tokenizer import count_tokens, load_tokenizer
 from pipelines.data.scenes import draw_scene
-from pipelines.data.summaries import MODEL_FREE, SummarySettings, load_summarizer
-from pipelines.data.summaries.embedding import PACKAGE
+from pipelines.data.summaries.sentence_embedding import PACKAGE
+from pipelines.data.summaries.settings import MODEL_FREE, SummarySettings
+from pipelines.data.summaries.summarizers import load_summarizer
 
 
 def main() -> None:

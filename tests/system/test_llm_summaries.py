@@ -11,8 +11,9 @@ import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from longclip.errors import ConfigError
-from pipelines.data.summaries import Checks, SummarySettings, check_strategies, checked_summaries
-from pipelines.data.summaries.settings import Vllm
+from pipelines.data.summaries.preflight import check_strategies
+from pipelines.data.summaries.settings import Checks, SummarySettings, Vllm
+from pipelines.data.summaries.summarizers import checked_summaries
 from pipelines.data.summaries.vllm import vllm_config, vllm_processor, vllm_summaries
 from tests.support.local_ray import own_ray
 

@@ -17,7 +17,7 @@ from pipelines import summarize
 from pipelines.common.entry import Progress, run_entry
 from pipelines.common.parquet_set import open_parquet
 from pipelines.common.storage import Storage
-from pipelines.data.summaries.engine_stage import STAGE, generate, generated_texts
+from pipelines.data.summaries.vllm_stage import STAGE, generate, generated_texts
 from pipelines.data.workspace import Workspace, claim
 from tests.support.broken_rows import jpeg
 

@@ -11,7 +11,7 @@ from upath import UPath
 from longclip.errors import DataError
 from pipelines.common.parquet_set import ParquetSet, is_list
 from pipelines.common.storage import Storage, arrow_filesystem, open_path
-from pipelines.data.sources.references import ImageReferences
+from pipelines.data.sources.image_references import ImageReferences
 from pipelines.data.sources.settings import CAPTION_NAMES, ID_NAMES, IMAGE_NAMES, SourceSettings, first_known
 from pipelines.data.sources.source import Piece, SourceRow
 

@@ -14,7 +14,7 @@ from ray.data import Dataset
 from ray.data.llm import Processor, build_processor, vLLMEngineProcessorConfig
 
 from longclip.errors import ConfigError
-from pipelines.data.summaries.loading import model_source
+from pipelines.data.summaries.model_loading import model_source
 from pipelines.data.summaries.settings import Vllm
 
 

@@ -15,7 +15,8 @@ from upath import UPath
 
 from longclip.errors import DataError
 from pipelines.common.storage import Storage
-from pipelines.data.sources import SourceSettings, open_source
+from pipelines.data.sources.opening import open_source
+from pipelines.data.sources.settings import SourceSettings
 from pipelines.data.sources.source import Source, SourceRow
 from tests.support.broken_rows import jpeg
 

@@ -13,21 +13,19 @@ from longclip.errors import CheckpointError, ConfigError
 from longclip.text.sentences import split_sentences
 from longclip.text.summaries import extractive
 from pipelines.common.settings import describe, dump, load_settings
-from pipelines.data import summaries as summarizers
-from pipelines.data.summaries import (
+from pipelines.data.summaries.model_loading import in_batches
+from pipelines.data.summaries.preflight import check_strategies
+from pipelines.data.summaries.sentence_embedding import PACKAGE, EmbeddingSummaries
+from pipelines.data.summaries.settings import (
     GENERATED,
     MODEL_FREE,
     STRATEGIES,
     Checks,
+    Embedding,
     Strategy,
     SummarySettings,
-    check_strategies,
-    checked_summaries,
-    load_summarizer,
 )
-from pipelines.data.summaries.embedding import PACKAGE, EmbeddingSummaries
-from pipelines.data.summaries.loading import in_batches
-from pipelines.data.summaries.settings import Embedding
+from pipelines.data.summaries.summarizers import checked_summaries, load_summarizer
 from tests.support.text_models import SMALL, VOCABULARY_SIZE, saved, tokenizer
 
 CAPTIONS = [
@@ -269,7 +267,7 @@ def test_embeddings_do_not_depend_on_batches() -> None:
 @pytest.mark.slow
 def test_embeddings_are_those_of_sentence_transformers() -> None:
     reference = pytest.importorskip("sentence_transformers")
-    from pipelines.data.summaries.embedding import embedding_source
+    from pipelines.data.summaries.sentence_embedding import embedding_source
 
     sentences = [
         "A dog.",
@@ -306,7 +304,3 @@ def test_encoders_that_pool_otherwise_are_refused(tmp_path: Path, pooling: str |
     else:
         check_strategies(settings)
         assert load_summarizer("extractive_embedding", settings)(["A dog. A bus."], ["0"])[0] in ("A dog.", "A bus.")
-
-
-def test_the_interface_is_complete() -> None:
-    assert all(hasattr(summarizers, name) for name in summarizers.__all__)

@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 
 from longclip.errors import ConfigError
-from pipelines.data.summaries import SummarySettings, check_strategies, checked_summaries, endpoint, load_summarizer
+from pipelines.data.summaries import endpoint
+from pipelines.data.summaries.preflight import check_strategies
+from pipelines.data.summaries.settings import SummarySettings
+from pipelines.data.summaries.summarizers import checked_summaries, load_summarizer
 
 PROMPT = "shorten: {caption}"
 

