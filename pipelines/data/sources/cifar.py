@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 in their binary versions: bytes of pixels, and nothing that needs unpickling."""
+"""CIFAR-10 and CIFAR-100 in their binary versions: raw pixels, nothing to unpickle."""
 
 import hashlib
 import io
@@ -18,17 +18,17 @@ from pipelines.data.sources.source import Piece, SourceRow
 SIDE = 32
 PIXELS = 3 * SIDE * SIDE
 FILES = {"test_batch.bin": 1, "test.bin": 2}
-"""Test file of CIFAR-10 and of CIFAR-100, and how many bytes of labels a record starts with: the last is the class."""
+"""Test files of CIFAR-10 and CIFAR-100, and the number of label bytes before the pixels; the last is the class."""
 
 ARCHIVES = {
     "cifar-10-binary.tar.gz": ("cifar-10-batches-bin/test_batch.bin", "c32a1d4ab5d03f1284b67883e8d87530"),
     "cifar-100-binary.tar.gz": ("cifar-100-binary/test.bin", "03b5dce01913d631647c71ecec9e9cb8"),
 }
-"""Test file in each archive, and the MD5 of the archive that https://www.cs.toronto.edu/~kriz/cifar.html states."""
+"""Test file in each archive, and the MD5 of the archive according to https://www.cs.toronto.edu/~kriz/cifar.html."""
 
 
 class CifarSource:
-    """The test images; the number of the class stands in the caption's place."""
+    """The test images; the caption is the number of the class."""
 
     lists = False
     extra = pa.schema([])
@@ -38,25 +38,25 @@ class CifarSource:
             path = next((path / name for name in FILES if (path / name).is_file()), path)
         if path.name not in (*FILES, *ARCHIVES):
             raise DataError(
-                f"{field}='{path}' is none of {', '.join((*ARCHIVES, *FILES))}, and no folder of one of the last two;"
-                " give the binary version of CIFAR"
+                f"{field}='{path}' is not one of {', '.join((*ARCHIVES, *FILES))}, nor a directory with one of the last"
+                " two; give the binary version of CIFAR"
             )
         self.file, self.member = path, ARCHIVES[path.name][0] if path.name in ARCHIVES else None
         if self.member:
             with path.open("rb") as file:
-                found, stated = hashlib.md5(file.read()).hexdigest(), ARCHIVES[path.name][1]
-            if found != stated:
-                raise DataError(f"{field}='{path}' has MD5 {found}, its authors state {stated}; download it again")
+                actual, expected = hashlib.md5(file.read()).hexdigest(), ARCHIVES[path.name][1]
+            if actual != expected:
+                raise DataError(f"{field}='{path}' has MD5 {actual} instead of {expected}; download it again")
         self.name = (self.member or path.name).rpartition("/")[2]
         self.record = FILES[self.name] + PIXELS
         with self._open() as file:
             size = file.seek(0, io.SEEK_END)
         if not size or size % self.record:
-            raise DataError(f"{field}='{path}' has {size} bytes, no multiple of {self.record}; download it again")
+            raise DataError(f"{field}='{path}' has {size} bytes, not a multiple of {self.record}; download it again")
         self.rows = size // self.record
 
     def describe(self) -> str:
-        """One line on what was found."""
+        """See `Source`."""
         return f"cifar: {self.file}, {self.rows} images"
 
     def pieces(self, scratch: UPath) -> list[Piece]:
@@ -64,7 +64,7 @@ class CifarSource:
         return [Piece(str(self.file), rows=self.rows)]
 
     def read(self, piece: Piece) -> Iterator[SourceRow]:
-        """See `Source`; images are made PNG, which loses nothing."""
+        """See `Source`; images are encoded as PNG, which is lossless."""
         with self._open() as file:
             for number in range(self.rows):
                 record = np.frombuffer(file.read(self.record), np.uint8)

@@ -1,4 +1,4 @@
-"""Images that stand elsewhere: paths below a root, and URIs."""
+"""Images that a row refers to: paths below a root directory, and URIs."""
 
 from collections.abc import Sequence
 from pathlib import PurePosixPath
@@ -9,45 +9,45 @@ from upath import UPath
 
 from pipelines.common.storage import Storage
 
-NOT_THERE = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
+MISSING_FILE_ERRORS = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
 
 
 class ImageReferences:
-    """Fetches images by reference, many at a time."""
+    """Fetches images by path or URI, many at a time."""
 
     def __init__(self, root: UPath, uri_schemes: Sequence[str], max_bytes: int, storage: Storage) -> None:
         """
         Args:
-            root: what relative paths are relative to; none may leave it.
-            uri_schemes: schemes of URIs that may be followed.
-            max_bytes: largest file; more is not read.
-            storage: how object storage is reached.
+            root: base of relative paths; paths outside it are rejected.
+            uri_schemes: allowed schemes of URIs.
+            max_bytes: maximum size of a file; larger ones are not read.
+            storage: access to object storage.
         """
         self.root, self.schemes, self.max_bytes, self.storage = root, tuple(uri_schemes), max_bytes, storage
 
     def fetch(self, references: Sequence[str]) -> list[bytes | str]:
-        """Each image, or why it cannot be had.
+        """Each image, or the reason why it cannot be read.
 
         Raises:
-            OSError: storage failed after all retries; the images may be there.
+            OSError: storage failed after all retries; the images may exist.
         """
         results: list[bytes | str] = [""] * len(references)
-        wanted: dict[str, list[tuple[int, str]]] = {}
-        for place, reference in enumerate(references):
+        by_scheme: dict[str, list[tuple[int, str]]] = {}
+        for index, reference in enumerate(references):
             problem = self._problem(reference)
             if problem:
-                results[place] = problem
+                results[index] = problem
             elif "://" in reference:
-                wanted.setdefault(urlsplit(reference).scheme, []).append((place, reference))
+                by_scheme.setdefault(urlsplit(reference).scheme, []).append((index, reference))
             else:
-                # A plain string, not UPath: names with ':' or '%' must not be taken for URIs.
-                wanted.setdefault("", []).append((place, f"{self.root.path.rstrip('/')}/{PurePosixPath(reference)}"))
-        for scheme, members in wanted.items():
+                # A plain string, not UPath: names with ':' or '%' must not be parsed as URIs.
+                by_scheme.setdefault("", []).append((index, f"{self.root.path.rstrip('/')}/{PurePosixPath(reference)}"))
+        for scheme, requests in by_scheme.items():
             fs = fsspec.filesystem(scheme, **self.storage.options(scheme)) if scheme else self.root.fs
-            paths = [fs._strip_protocol(path) for _, path in members]
+            paths = [fs._strip_protocol(path) for _, path in requests]
             files = fs.cat_ranges(paths, 0, self.max_bytes + 1, on_error="return")
-            for (place, _), content in zip(members, files, strict=True):
-                results[place] = self._checked(content, references[place])
+            for (index, _), content in zip(requests, files, strict=True):
+                results[index] = self._checked(content, references[index])
         return results
 
     def _problem(self, reference: str) -> str | None:
@@ -56,16 +56,16 @@ class ImageReferences:
             if scheme in self.schemes:
                 return None
             hint = "; download it first, e.g. with img2dataset" if scheme in ("http", "https") else ""
-            return f"image '{reference}': scheme '{scheme}' is not among source.uri_schemes{hint}"
+            return f"image '{reference}': scheme '{scheme}' is not in source.uri_schemes{hint}"
         path = PurePosixPath(reference)
         if not reference or path.is_absolute() or ".." in path.parts or "\0" in reference:
-            return f"image '{reference}' is no path below source.images"
+            return f"image '{reference}' is not a path below source.images"
         return None
 
     def _checked(self, content: bytes | Exception, reference: str) -> bytes | str:
-        if isinstance(content, NOT_THERE):
+        if isinstance(content, MISSING_FILE_ERRORS):
             return f"image '{reference}' does not exist" + (
-                " or may not be read" * isinstance(content, PermissionError)
+                " or is not readable" * isinstance(content, PermissionError)
             )
         if isinstance(content, Exception):
             raise content

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from upath import UPath
 
-from longclip.errors import DataError
+from longclip.errors import DataError, one_line
 from pipelines.common.parquet_set import ParquetSet, is_list
 from pipelines.common.storage import Storage, arrow_filesystem, open_path
 from pipelines.data.sources.image_references import ImageReferences
@@ -17,12 +17,12 @@ from pipelines.data.sources.source import Piece, SourceRow
 
 BATCH_ROWS = 64
 PROBLEM = "_problem"
-"""Column of rows that are known to be broken, in Parquet that listings are turned into."""
+"""Column with the problem of a row, in the Parquet that listings are converted to."""
 
 
 @dataclass
 class ParquetSource:
-    """Parquet files of one schema, as far as it matters here."""
+    """Parquet files whose relevant columns have the same types."""
 
     data: ParquetSet
     name: str
@@ -36,7 +36,7 @@ class ParquetSource:
     extra: pa.Schema = field(default_factory=lambda: pa.schema([]))
 
     def describe(self) -> str:
-        """One line on what was found."""
+        """See `Source`."""
         kind = self.data.schema.field(self.image).type
         return (
             f"{self.name}: {len(self.data.files)} files, {self.data.rows} rows; id '{self.id or '(row number)'}',"
@@ -65,33 +65,33 @@ class ParquetSource:
                     yield from self._rows(batch, f"{self._stem(piece.file)}-{{:08d}}", before + done)
                     done += batch.num_rows
         except (pa.ArrowException, EOFError, OSError) as error:
-            # What Arrow cannot decode, no retry mends. It says so with a plain OSError, too; those of storage are of a
-            # kind or have a number, and pass.
+            # Retrying does not help against data that Arrow cannot decode. It also raises a plain OSError for this;
+            # errors of storage are subclasses or have an errno, and are raised.
             if isinstance(error, OSError) and (type(error) is not OSError or error.errno is not None):
                 raise
-            problem = f"file is damaged here: {' '.join(str(error).split())[:200]}"
+            problem = f"file is damaged at this row: {one_line(error, 200)}"
             for row in range(done, piece.rows or done + 1):
                 yield SourceRow(f"{self._stem(piece.file)}-{before + row:08d}", problem=problem)
 
-    def _rows(self, batch: pa.RecordBatch, numbered: str, before: int) -> Iterator[SourceRow]:
+    def _rows(self, batch: pa.RecordBatch, id_format: str, rows_before: int) -> Iterator[SourceRow]:
         rows = batch.to_pylist()
         cells = [_image_cell(row[self.image]) for row in rows]
-        places = [place for place, cell in enumerate(cells) if isinstance(cell, str) and not rows[place].get(PROBLEM)]
-        fetched = dict(zip(places, self.references.fetch([str(cells[place]) for place in places]), strict=True))
-        for place, row in enumerate(rows):
+        to_fetch = [row for row, cell in enumerate(cells) if isinstance(cell, str) and not rows[row].get(PROBLEM)]
+        fetched = dict(zip(to_fetch, self.references.fetch([str(cells[row]) for row in to_fetch]), strict=True))
+        for number, row in enumerate(rows):
             key = row.get(self.id) if self.id else None
-            image = fetched.get(place, cells[place])
+            image = fetched.get(number, cells[number])
             label = row[self.caption] if self.settings.label else None
             captions, problem = ([str(label)], None) if label is not None else caption_texts(row[self.caption])
             if isinstance(image, str):
-                problem, image = problem or image or "image is absent", b""
+                problem, image = problem or image or "image is missing", b""
             elif image is None:
-                problem, image = problem or f"column '{self.image}' holds no image", b""
+                problem, image = problem or f"column '{self.image}' has no image", b""
             elif len(image) > self.settings.max_image_bytes:
                 limit = self.settings.max_image_bytes
-                problem, image = f"image has {len(image)} bytes, source.max_image_bytes={limit} are allowed", b""
+                problem, image = f"image has {len(image)} bytes, more than source.max_image_bytes={limit}", b""
             yield SourceRow(
-                id=numbered.format(before + place) if key in (None, "") else str(key),
+                id=id_format.format(rows_before + number) if key in (None, "") else str(key),
                 image=image,
                 captions=captions,
                 problem=row.get(PROBLEM) or problem,
@@ -107,10 +107,10 @@ class ParquetSource:
 def parquet_source(
     field_name: str, data: ParquetSet, settings: SourceSettings, storage: Storage, images: UPath, name: str = "parquet"
 ) -> ParquetSource:
-    """A source over Parquet files.
+    """Open Parquet files as a source.
 
     Raises:
-        DataError: a column is missing or of another type in one of the files.
+        DataError: a column is missing, or its type differs between files.
     """
     present = data.schema.names
     roles = {
@@ -119,11 +119,11 @@ def parquet_source(
     }
     for role, column in roles.items():
         if column is None:
-            wanted = getattr(settings, role)
-            looked = f"'{wanted}'" if wanted else "any of the usual names"
+            configured = getattr(settings, role)
+            searched = f"'{configured}'" if configured else "under any well-known name"
             raise DataError(
-                f"{field_name}='{data.root}': no {role} column ({looked}); it has {', '.join(present)}; name yours with"
-                f" --set source.{role}=<column>"
+                f"{field_name}='{data.root}': no {role} column ({searched}); it has {', '.join(present)}; name"
+                f" yours with --set source.{role}=<column>"
             )
     key = first_known(settings.id, ID_NAMES, present)
     if settings.id and key is None:
@@ -131,12 +131,12 @@ def parquet_source(
     needed = [*roles.values(), *settings.keep, *([key] if key else [])]
     for file in data.files:
         for column in needed:
-            theirs = file.schema.field(column).type if column in file.schema.names else None
-            ours = data.schema.field(column).type if column in present else None
-            if theirs is None or ours is None or not _same_kind(theirs, ours):
+            file_type = file.schema.field(column).type if column in file.schema.names else None
+            first_type = data.schema.field(column).type if column in present else None
+            if file_type is None or first_type is None or not _same_kind(file_type, first_type):
                 raise DataError(
-                    f"{field_name}='{data.root}': column '{column}' is {theirs or 'missing'} in {file.path.name}, and"
-                    f" {ours or 'missing'} in {data.files[0].path.name}; give files of one schema"
+                    f"{field_name}='{data.root}': column '{column}' is {file_type or 'missing'} in {file.path.name},"
+                    f" and {first_type or 'missing'} in {data.files[0].path.name}; give files with the same schema"
                 )
     image, caption = str(roles["image"]), str(roles["caption"])
     references = ImageReferences(images, settings.uri_schemes, settings.max_image_bytes, storage)
@@ -155,23 +155,23 @@ def parquet_source(
 
 
 def caption_texts(cell: Any) -> tuple[list[str], str | None]:
-    """Texts of a caption cell, and what is wrong with it."""
+    """Texts of a caption cell, and the problem with it, if any."""
     if cell is None:
-        return [], "caption is absent"
+        return [], "caption is missing"
     texts = cell if isinstance(cell, list) else [cell]
     if all(isinstance(text, str) or text is None for text in texts):
         return [text for text in texts if text is not None], None
     wrong = next(text for text in texts if not isinstance(text, str))
-    return [], f"caption is no text but {type(wrong).__name__}"
+    return [], f"caption is not a text but {type(wrong).__name__}"
 
 
 def _image_cell(cell: Any) -> bytes | str | None:
-    """Bytes, or the reference to them."""
+    """Bytes of an image, or a reference to it."""
     if isinstance(cell, dict):
         return cell.get("bytes") if cell.get("bytes") is not None else cell.get("path")
     return cell if isinstance(cell, bytes | str) else None
 
 
 def _same_kind(a: pa.DataType, b: pa.DataType) -> bool:
-    """Whether two types differ in the width of their offsets at most."""
+    """Whether two types differ at most in the width of their offsets."""
     return a == b or {str(a).removeprefix("large_"), str(b).removeprefix("large_")} in ({"binary"}, {"string"})

@@ -1,4 +1,4 @@
-"""How a source is read, and what its columns are called when nobody says."""
+"""Settings of a source, and the well-known names of its columns."""
 
 from collections.abc import Collection
 from typing import Literal
@@ -33,43 +33,43 @@ CAPTION_NAMES = (
     *("long_caption", "re_caption", "vlm_caption", "detailed_caption", "IIW", "description"),
     *("caption", "captions", "text", "txt", "conversations"),
 )
-"""Long texts come first: sets that were recaptioned keep the old, short caption beside them."""
+"""Long texts come first: recaptioned data sets keep the old, short caption in another column."""
 
 
 class SourceSettings(Settings):
     """How the input is read."""
 
     format: Format = "auto"
-    """Layout: parquet, webdataset (tars), sharegpt4v (JSON), docci, dci (annotations/), iiw, jsonl (one object a line),
+    """Layout: parquet, webdataset (tars), sharegpt4v (JSON), docci, dci (annotations/), iiw, jsonl (objects in lines),
     coco (captions or Karpathy's splits), flickr30k (token file), urban1k (image/ and caption/), folder (images with
-    .txt beside them). Output of img2dataset is parquet, webdataset or folder. `auto` looks at the files. For
-    classification, never found by themselves: class_folders (a folder of images a class), cifar (binary version)."""
+    .txt files next to them). Output of img2dataset is parquet, webdataset or folder. `auto` detects all of these. For
+    classification, never detected: class_folders (one folder of images per class), cifar (binary version)."""
     images: str | None = None
-    """Directory or URI that image paths are relative to; empty takes the place of the annotations, or images/ there."""
+    """Directory or URI that image paths are relative to; empty takes that of the annotations, or images/ in it."""
     id: str | None = None
-    """Column or JSON field of the key; empty takes the first known name, or numbers the rows."""
+    """Column or JSON field of the id; empty takes the first well-known name, or numbers the rows."""
     image: str | None = None
     """Column or JSON field of the image: bytes, a struct of bytes and path, a path or a URI."""
     caption: str | None = None
-    """Column or JSON field of the caption: a text or a list of texts; empty takes the first known name."""
+    """Column or JSON field of the caption: a text or a list of texts; empty takes the first well-known name."""
     label: str | None = None
-    """Parquet column of a class, a name or a number, for classification: it takes the caption's place."""
+    """Parquet column of the class, a name or number, for classification; replaces the caption."""
     split: str | None = None
-    """Take only entries whose `split` is this; JSON layouts that have one, such as DOCCI and Karpathy's."""
+    """Read only entries of this `split`; for JSON layouts that have one, such as DOCCI and Karpathy's."""
     first_rows: PositiveInt | None = None
-    """Take only the first entries of a layout whose images stand in files of their own."""
+    """Read only this number of entries; for layouts with one file per image."""
     keep: list[str] = Field(default=[])
-    """Further Parquet columns to hand on."""
+    """Additional Parquet columns to copy to the output."""
     uri_schemes: list[str] = Field(default=["s3", "gs", "az", "abfs"])
-    """Schemes of image URIs that may be followed. Images on the web are better downloaded first, with img2dataset."""
+    """Allowed schemes of image URIs. Download images on the web first, with img2dataset."""
     max_image_bytes: PositiveInt = 64 * 1024 * 1024
-    """Largest image file."""
+    """Maximum size of an image file."""
     rows_per_piece: PositiveInt = 1024
-    """Rows that are done, and after a kill done again, as one."""
+    """Rows per unit of work: what a killed job repeats at most, per worker."""
 
 
 def first_known(named: str | None, known: Collection[str], present: Collection[str]) -> str | None:
-    """The column of a role: the one that the settings name, or the first known name that is present."""
+    """The column of a role: the one that the settings name, or the first well-known name that is present."""
     if named is not None:
         return named if named in present else None
     return next((name for name in known if name in present), None)

@@ -1,4 +1,4 @@
-"""What every source is made of: pieces that are read on their own, and the rows in them."""
+"""The interface of all sources: pieces that are read independently, and their rows."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -19,49 +19,49 @@ class Piece:
     count: int | None = None
     """Number of row groups; None for the whole file."""
     rows: int | None = None
-    """Rows in the piece, where that is known before it is read."""
+    """Rows in the piece, if known before reading."""
 
 
 @dataclass
 class SourceRow:
-    """A row as the source has it. What is wrong with it is said, not raised: one bad row must not end a job."""
+    """A row of a source. Problems are stored, not raised: one bad row must not end a job."""
 
     id: str
     image: bytes = b""
     """Encoded image file."""
     captions: list[str] = field(default_factory=list)
-    """Texts as they stand there."""
+    """Texts, unchanged."""
     problem: str | None = None
-    """Why the row cannot be used, if the source already knows."""
+    """Why the row is unusable, if the source already knows."""
     extra: dict[str, Any] = field(default_factory=dict)
-    """Further columns to hand on."""
+    """Additional columns to copy to the output."""
 
 
 class Source(Protocol):
-    """A set of images and captions. Instances travel to the tasks that read them."""
+    """A set of images and captions. Instances are pickled and sent to the tasks that read them."""
 
     lists: bool
-    """Whether a row has a list of captions; they stay lists."""
+    """Whether a row has a list of captions, in the output too."""
     extra: pa.Schema
-    """Further columns to hand on."""
+    """Additional columns to copy to the output."""
 
     def describe(self) -> str:
-        """What was found, in one line: layout, place, files."""
+        """One line for the log: layout, path, number of files."""
 
     def pieces(self, scratch: UPath) -> list[Piece]:
-        """The pieces in a fixed order, the same in every run over the same files.
+        """The pieces, in the same order in every run over the same files.
 
         Args:
-            scratch: existing directory on storage that all tasks see, for what is written once on the way.
+            scratch: existing directory that all tasks can read, for intermediate files.
 
         Raises:
-            DataError: nothing usable is there, or a file cannot be read; its name is in the message.
+            DataError: there is nothing usable, or a file cannot be read; the message names it.
         """
 
     def read(self, piece: Piece) -> Iterator[SourceRow]:
-        """The rows of a piece in their order; few are in memory at a time.
+        """The rows of a piece in their order; only a few are in memory at a time.
 
         Raises:
-            OSError: storage failed after all retries. A broken file instead ends the piece with a row whose `problem`
-                says so.
+            OSError: storage failed after all retries. A damaged file does not raise: its last row has the
+                `problem`.
         """

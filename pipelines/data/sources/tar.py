@@ -1,4 +1,4 @@
-"""WebDataset tars, as img2dataset writes them: samples are neighbouring files of one key."""
+"""WebDataset tars, such as those of img2dataset: a sample is consecutive files with the same key."""
 
 import json
 import tarfile
@@ -21,7 +21,7 @@ MAX_TEXT_BYTES = 1024 * 1024
 
 
 class _StrictHeader(tarfile.TarInfo):
-    """Python's reader takes a missing or damaged header for the end of the archive; here it is an error."""
+    """Raises an error at a missing or damaged header, which Python's reader treats as the end of the archive."""
 
     @classmethod
     def fromtarfile(cls, tar: tarfile.TarFile) -> Any:
@@ -34,7 +34,7 @@ class _StrictHeader(tarfile.TarInfo):
 
 
 class TarSource:
-    """Tars are read as streams, sample by sample, and never unpacked."""
+    """Reads tars as streams, sample by sample, without unpacking them."""
 
     extra = pa.schema([])
 
@@ -44,18 +44,18 @@ class TarSource:
         prefix = str(path)[: -len(path.path)] if str(path).endswith(path.path) else ""
         self.files = [prefix + name for name in names if name.endswith(TAR_SUFFIXES)]
         if not self.files:
-            raise DataError(f"{field}='{path}' holds no tar file; give a directory with .tar files, or one of them")
+            raise DataError(f"{field}='{path}' contains no tar file; give a .tar file or a directory with some")
         first = next(iter(self.read(Piece(self.files[0]))), None)
         if first is None:
-            raise DataError(f"{field}='{self.files[0]}' holds no samples")
+            raise DataError(f"{field}='{self.files[0]}' contains no samples")
         self.lists = len(first.captions) > 1
 
     def describe(self) -> str:
-        """One line on what was found."""
+        """See `Source`."""
         return f"webdataset: {len(self.files)} tars; captions are {'lists' if self.lists else 'texts'}"
 
     def pieces(self, scratch: UPath) -> list[Piece]:
-        """See `Source`; a tar is a piece, and how many rows it has is known when it has been read."""
+        """See `Source`; each tar is a piece, with a number of rows that is unknown before it is read."""
         return [Piece(file) for file in self.files]
 
     def read(self, piece: Piece) -> Iterator[SourceRow]:
@@ -78,21 +78,21 @@ class TarSource:
             except (tarfile.TarError, EOFError, ValueError) as error:
                 if members:
                     yield self._sample(key, members)
-                yield SourceRow(path.name, problem=f"tar ends early or is damaged: {error}")
+                yield SourceRow(path.name, problem=f"tar is truncated or damaged: {error}")
                 return
         if members:
             yield self._sample(key, members)
 
     def _content(self, tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes | str:
-        """Content of a file, or why it is not read."""
+        """Content of a file, or the reason why it is not read."""
         image = member.name.lower().endswith(IMAGE_SUFFIXES)
         limit = self.settings.max_image_bytes if image else MAX_TEXT_BYTES
         if member.size > limit:
-            return f"'{member.name}' has {member.size} bytes, at most {limit} are allowed"
+            return f"'{member.name}' has {member.size} bytes; at most {limit} are allowed"
         file = tar.extractfile(member)
         content = file.read() if file else b""
         if len(content) < member.size:
-            raise EOFError(f"'{member.name}' is cut")
+            raise EOFError(f"'{member.name}' is truncated")
         return content
 
     def _sample(self, key: str, members: dict[str, Any]) -> SourceRow:
@@ -111,11 +111,11 @@ class TarSource:
             try:
                 fields = json.loads(members[".json"])
             except ValueError as error:
-                return [], f"its .json cannot be read: {error}"
-        known = fields if isinstance(fields, dict) else {}
-        name = first_known(self.settings.caption, CAPTION_NAMES, known)
+                return [], f".json file is not valid JSON: {error}"
+        metadata = fields if isinstance(fields, dict) else {}
+        name = first_known(self.settings.caption, CAPTION_NAMES, metadata)
         text = next((members[suffix] for suffix in TEXT_SUFFIXES if suffix in members), None)
-        # img2dataset repeats the text in its .json; a longer caption that somebody added stands only there.
+        # img2dataset repeats the text in its .json file; a longer caption added later is only in that file.
         if name is not None and (text is None or self.settings.caption or name not in ("caption", "text", "txt")):
-            return caption_texts(known[name])
+            return caption_texts(metadata[name])
         return ([text.decode("utf-8", errors="replace")], None) if text is not None else ([], "sample has no caption")

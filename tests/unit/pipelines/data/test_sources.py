@@ -1,4 +1,4 @@
-"""What people have: every layout gives the same rows, and what is wrong in it is said row by row."""
+"""Sources: every layout gives the same rows, and reports its problems row by row."""
 
 import io
 import json
@@ -173,61 +173,59 @@ LAYOUTS: dict[str, Callable[[Path], Path]] = {
 }
 
 
-def opened(path: Path | str, **settings: Any) -> Source:
+def open_set(path: Path | str, **settings: Any) -> Source:
     return open_source("input", str(path), SourceSettings(**settings), Storage())
 
 
 def read_all(source: Source, scratch: Path | UPath) -> list[SourceRow]:
-    """Rows of all pieces, each read by a copy of the source as a task gets it."""
+    """Rows of all pieces, each read by a pickled copy of the source, as in a task."""
     scratch.mkdir(parents=True, exist_ok=True)
     pieces = source.pieces(UPath(scratch))
     return [row for piece in pieces for row in pickle.loads(pickle.dumps(source)).read(piece)]  # noqa: S301
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
-def test_every_layout_is_told_by_its_files_and_gives_the_same_rows(
-    layout: Callable[[Path], Path], tmp_path: Path
-) -> None:
+def test_every_layout_is_detected_and_gives_the_same_rows(layout: Callable[[Path], Path], tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
     path = layout(tmp_path / "set")
-    source = opened(path, rows_per_piece=2)
+    source = open_set(path, rows_per_piece=2)
     rows = read_all(source, tmp_path / "scratch")
     assert [row.problem for row in rows] == [None] * 3
     assert [row.image for row in rows] == list(IMAGES.values())
     assert [" ".join(row.captions).replace("\n", " ") for row in rows] == [t.replace("\n", " ") for t in TEXTS.values()]
     assert not source.lists
     assert len({row.id for row in rows}) == 3
-    assert read_all(opened(path, rows_per_piece=2), tmp_path / "another scratch") == rows
+    assert read_all(open_set(path, rows_per_piece=2), tmp_path / "another scratch") == rows
 
 
-def test_annotations_and_images_on_another_filesystem(tmp_path: Path) -> None:
+def test_sources_on_another_filesystem(tmp_path: Path) -> None:
     root = UPath("memory://sources/set")
     for file in [docci(tmp_path), *(tmp_path / "images").iterdir()]:
         target = root / str(file.relative_to(tmp_path))
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(file.read_bytes())
-    source = opened("memory://sources/set/docci.jsonlines")
+    source = open_set("memory://sources/set/docci.jsonlines")
     assert [row.image for row in read_all(source, tmp_path / "scratch")] == list(IMAGES.values())
     table = io.BytesIO()
     pq.write_table(pa.table({"id": ["1"], "image": ["memory://sources/set/images/b.jpg"], "caption": ["x"]}), table)
     (root / "uris.parquet").write_bytes(table.getvalue())
-    (row,) = read_all(opened("memory://sources/set/uris.parquet", uri_schemes=["memory"]), tmp_path / "scratch")
+    (row,) = read_all(open_set("memory://sources/set/uris.parquet", uri_schemes=["memory"]), tmp_path / "scratch")
     assert row.image == IMAGES["b"]
-    (row,) = read_all(opened("memory://sources/set/uris.parquet"), tmp_path / "scratch")
+    (row,) = read_all(open_set("memory://sources/set/uris.parquet"), tmp_path / "scratch")
     assert row.problem is not None
-    assert "scheme 'memory' is not among source.uri_schemes" in row.problem
+    assert "scheme 'memory' is not in source.uri_schemes" in row.problem
     root.fs.rm("/sources", recursive=True)
 
 
-def test_images_may_stand_elsewhere(tmp_path: Path) -> None:
+def test_images_in_another_directory(tmp_path: Path) -> None:
     path = sharegpt4v(tmp_path)
-    (tmp_path / "images").rename(tmp_path / "elsewhere")
-    rows = read_all(opened(path, images=str(tmp_path / "elsewhere")), tmp_path / "scratch")
+    (tmp_path / "images").rename(tmp_path / "photos")
+    rows = read_all(open_set(path, images=str(tmp_path / "photos")), tmp_path / "scratch")
     assert [row.image for row in rows] == list(IMAGES.values())
     assert [row.id for row in rows] == ["coco/a.jpg", "coco/b.jpg", "coco/c.jpg"]
 
 
-def test_several_captions_of_an_image_stay_a_list(tmp_path: Path) -> None:
+def test_several_captions_per_image_stay_a_list(tmp_path: Path) -> None:
     write_images(tmp_path)
     (tmp_path / "x.token").write_text("".join(f"{stem}.jpg#{n}\t{stem} {n}\n" for stem in IMAGES for n in range(5)))
     karpathy = [
@@ -236,16 +234,16 @@ def test_several_captions_of_an_image_stay_a_list(tmp_path: Path) -> None:
     ]
     write_json(tmp_path / "dataset_coco.json", {"images": karpathy, "dataset": "coco"})
     write_images(tmp_path / "val2014")
-    tokens, karpathys = opened(tmp_path / "x.token"), opened(tmp_path / "dataset_coco.json")
+    tokens, karpathy_splits = open_set(tmp_path / "x.token"), open_set(tmp_path / "dataset_coco.json")
     assert tokens.lists
-    assert karpathys.lists
+    assert karpathy_splits.lists
     rows = read_all(tokens, tmp_path / "scratch 1")
     assert rows[1].captions == ["b 0", "b 1", "b 2", "b 3", "b 4"]
-    rows = read_all(karpathys, tmp_path / "scratch 2")
+    rows = read_all(karpathy_splits, tmp_path / "scratch 2")
     assert [(row.id, row.captions, row.image) for row in rows][2] == ("2", ["One.", "Two."], IMAGES["c"])
 
 
-def test_what_is_wrong_in_a_listing_is_said_row_by_row(tmp_path: Path) -> None:
+def test_listing_problems_are_reported_per_row(tmp_path: Path) -> None:
     write_images(tmp_path)
     lines = [
         json.dumps({"id": "good", "image": "a.jpg", "caption": "x"}),
@@ -265,54 +263,54 @@ def test_what_is_wrong_in_a_listing_is_said_row_by_row(tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
     write_images(tmp_path / "set")
     (tmp_path / "set" / "rows.jsonl").write_text("\n".join(lines))
-    rows = read_all(opened(tmp_path / "set" / "rows.jsonl"), tmp_path / "scratch")
+    rows = read_all(open_set(tmp_path / "set" / "rows.jsonl"), tmp_path / "scratch")
     expected = {
         "good": None,
-        "00000001": "line 2 is no JSON",
-        "00000002": "entry is no object but list",
+        "00000001": "line 2 is not valid JSON",
+        "00000002": "entry is not a JSON object but list",
         "no image": "entry has no image",
         "no caption": "entry has no caption",
-        "number": "caption is no text but int",
+        "number": "caption is not a text but int",
         "missing": "image 'z.jpg' does not exist",
-        "above": "image '../secret.jpg' is no path below source.images",
-        "absolute": "image '/etc/passwd' is no path below source.images",
-        "web": "scheme 'https' is not among source.uri_schemes; download it first",
-        "file": "scheme 'file' is not among source.uri_schemes",
+        "above": "image '../secret.jpg' is not a path below source.images",
+        "absolute": "image '/etc/passwd' is not a path below source.images",
+        "web": "scheme 'https' is not in source.uri_schemes; download it first",
+        "file": "scheme 'file' is not in source.uri_schemes",
     }
     problems = {row.id: row.problem for row in rows}
-    assert problems.pop("list") is None, "the first entries tell that captions are lists here"
+    assert problems.pop("list") is None, "the first entries decide whether captions are lists"
     assert problems.keys() == expected.keys()
     for key, part in expected.items():
         assert (part is None) == (problems[key] is None), key
         assert part is None or part in str(problems[key])
 
 
-def test_pairs_without_their_other_half_are_rows_with_a_problem(tmp_path: Path) -> None:
+def test_images_without_text_and_texts_without_image_have_a_problem(tmp_path: Path) -> None:
     urban1k(tmp_path / "set")
     (tmp_path / "set" / "caption" / "b.txt").unlink()
     (tmp_path / "set" / "caption" / "z.txt").write_text("Nothing to see.")
-    rows = read_all(opened(tmp_path / "set"), tmp_path / "scratch")
+    rows = read_all(open_set(tmp_path / "set"), tmp_path / "scratch")
     assert {row.id: row.problem for row in rows} == {
         "a": None,
-        "b": "image has no .txt with its caption",
+        "b": "image has no .txt file with its caption",
         "c": None,
         "z": "'z.txt' has no image",
     }
 
 
-def test_a_caption_of_an_image_that_coco_does_not_list(tmp_path: Path) -> None:
+def test_coco_captions_of_unlisted_images_have_a_problem(tmp_path: Path) -> None:
     path = coco(tmp_path)
     content = json.loads(path.read_text())
     content["annotations"] += [{"image_id": 99, "caption": "x"}] * 2
     content["images"].append({"id": 50, "file_name": "c.jpg"})
-    rows = read_all(opened(write_json(path, content)), tmp_path / "scratch")
+    rows = read_all(open_set(write_json(path, content)), tmp_path / "scratch")
     problems = {row.id: row.problem for row in rows if row.problem}
-    assert problems == {"99": "2 captions of an image that is not listed", "50": "caption is absent"}
+    assert problems == {"99": "2 captions of an image that is not in `images`", "50": "caption is missing"}
 
 
-def test_images_that_are_too_large_are_not_read(tmp_path: Path) -> None:
+def test_too_large_images_are_not_read(tmp_path: Path) -> None:
     for path in (image_folder(tmp_path / "files"), webdataset_in(tmp_path / "tars")):
-        rows = read_all(opened(path, max_image_bytes=100), tmp_path / f"scratch {path.name}")
+        rows = read_all(open_set(path, max_image_bytes=100), tmp_path / f"scratch {path.name}")
         assert len(rows) == 3
         assert all(row.image == b"" and row.problem for row in rows)
 
@@ -322,52 +320,52 @@ def webdataset_in(folder: Path) -> Path:
     return webdataset(folder)
 
 
-def test_a_tar_that_was_cut_gives_what_is_whole_in_it(tmp_path: Path) -> None:
+def test_truncated_tar_gives_its_complete_samples(tmp_path: Path) -> None:
     members = [(f"{n:03d}.{part}", data) for n in range(20) for part, data in (("jpg", jpeg(n)), ("txt", b"x"))]
     whole = write_tar(tmp_path / "whole.tar", members).read_bytes()
     with tarfile.open(tmp_path / "whole.tar") as tar:
-        between = tar.getmembers()[20].offset  # where a sample begins: nothing but the end mark is missing
+        between = tar.getmembers()[20].offset  # where a sample begins: only the end mark is missing
     for length in (int(0.3 * len(whole)), int(0.5 * len(whole)), int(0.77 * len(whole)), between, between + 99):
         (tmp_path / "cut.tar").write_bytes(whole[:length])
-        rows = read_all(opened(tmp_path / "cut.tar"), tmp_path / "scratch")
+        rows = read_all(open_set(tmp_path / "cut.tar"), tmp_path / "scratch")
         good = [row for row in rows if row.problem is None]
         assert [row.image for row in good] == [jpeg(n) for n in range(len(good))]
         assert 0.8 * 20 * length / len(whole) - 2 < len(good) < 20
-        assert "tar ends early or is damaged" in str(rows[-1].problem)
+        assert "tar is truncated or damaged" in str(rows[-1].problem)
 
 
-def test_a_tar_with_a_damaged_header_says_that_the_rest_is_lost(tmp_path: Path) -> None:
+def test_damaged_tar_header_is_reported(tmp_path: Path) -> None:
     members = [(f"{n:03d}.{part}", data) for n in range(20) for part, data in (("jpg", jpeg(n)), ("txt", b"x"))]
     content = bytearray(write_tar(tmp_path / "x.tar", members).read_bytes())
     with tarfile.open(tmp_path / "x.tar") as tar:
         header = tar.getmembers()[20].offset
     content[header : header + 100] = b"?" * 100
     (tmp_path / "x.tar").write_bytes(content)
-    rows = read_all(opened(tmp_path / "x.tar"), tmp_path / "scratch")
+    rows = read_all(open_set(tmp_path / "x.tar"), tmp_path / "scratch")
     assert [row.problem is None for row in rows] == [True] * 10 + [False]
 
 
-def test_samples_of_a_tar_that_miss_something(tmp_path: Path) -> None:
+def test_incomplete_tar_samples_have_a_problem(tmp_path: Path) -> None:
     members = [
         ("good.jpg", jpeg(1)),
         ("good.txt", b"x"),
-        ("silent.jpg", jpeg(2)),
-        ("blind.txt", b"x"),
-        ("odd.jpg", jpeg(3)),
-        ("odd.json", b"{"),
+        ("textless.jpg", jpeg(2)),
+        ("imageless.txt", b"x"),
+        ("malformed.jpg", jpeg(3)),
+        ("malformed.json", b"{"),
         ("recaptioned.jpg", jpeg(4)),
         ("recaptioned.txt", b"short"),
         ("recaptioned.json", json.dumps({"caption": "short", "long_caption": "A long one."}).encode()),
     ]
-    rows = {row.id: row for row in read_all(opened(write_tar(tmp_path / "x.tar", members)), tmp_path / "scratch")}
+    rows = {row.id: row for row in read_all(open_set(write_tar(tmp_path / "x.tar", members)), tmp_path / "scratch")}
     assert rows["good"].problem is None
-    assert rows["silent"].problem == "sample has no caption"
-    assert rows["blind"].problem == "sample has no image"
-    assert "its .json cannot be read" in str(rows["odd"].problem)
+    assert rows["textless"].problem == "sample has no caption"
+    assert rows["imageless"].problem == "sample has no image"
+    assert ".json file is not valid JSON" in str(rows["malformed"].problem)
     assert rows["recaptioned"].captions == ["A long one."]
 
 
-def test_a_damaged_parquet_gives_a_row_for_each_that_is_lost(tmp_path: Path) -> None:
+def test_damaged_parquet_gives_a_problem_for_each_lost_row(tmp_path: Path) -> None:
     rows = [{"id": f"{n}", "image": jpeg(n), "caption": f"Text {n}."} for n in range(40)]
     path = tmp_path / "x.parquet"
     pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=10, compression="gzip")
@@ -376,44 +374,44 @@ def test_a_damaged_parquet_gives_a_row_for_each_that_is_lost(tmp_path: Path) -> 
     start = group.dictionary_page_offset or group.data_page_offset
     content[start : start + group.total_compressed_size] = bytes(group.total_compressed_size)
     path.write_bytes(content)
-    found = read_all(opened(path, rows_per_piece=10), tmp_path / "scratch")
-    assert len(found) == 40
-    assert [row.problem is None for row in found] == [not 20 <= n < 30 for n in range(40)]
+    read_rows = read_all(open_set(path, rows_per_piece=10), tmp_path / "scratch")
+    assert len(read_rows) == 40
+    assert [row.problem is None for row in read_rows] == [not 20 <= n < 30 for n in range(40)]
 
 
 @pytest.mark.parametrize(
     ("name", "content", "settings", "expected"),
     [
-        ("x.csv", b"a,b", {}, "has no layout that can be told by its files; name it with --set source.format="),
-        ("x.json", b'{"a": 1}', {}, "has no layout that can be told by its files"),
+        ("x.csv", b"a,b", {}, "has an unknown layout; name it with --set source.format="),
+        ("x.json", b'{"a": 1}', {}, "has an unknown layout"),
         ("x.json", b'[{"id": 1}, {"id": 2', {}, "cannot be read as sharegpt4v"),
         ("x.json", b"\xff\xfe[broken", {"format": "coco"}, "cannot be read as coco"),
-        ("x.parquet", b"no parquet", {}, "cannot be read as Parquet"),
-        ("x.tar", bytes(10240), {}, "holds no samples"),
+        ("x.parquet", b"not parquet", {}, "cannot be read as Parquet"),
+        ("x.tar", bytes(10240), {}, "contains no samples"),
     ],
 )
-def test_a_file_that_is_no_such_set_is_a_mistake_that_is_named(
+def test_unreadable_sources_are_named_in_the_error(
     tmp_path: Path, name: str, content: bytes, settings: dict[str, Any], expected: str
 ) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=expected) as error:
-        read_all(opened(tmp_path / name, **settings), tmp_path / "scratch")
+        read_all(open_set(tmp_path / name, **settings), tmp_path / "scratch")
     assert str(tmp_path / name) in str(error.value)
 
 
-def test_columns_are_found_by_name_or_the_mistake_says_which_there_are(tmp_path: Path) -> None:
+def test_missing_columns_are_an_error_that_lists_the_columns(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "x.parquet", k=["1"], picture=[jpeg(1)], words=["x"])
-    with pytest.raises(DataError, match=r"no image column \(any of the usual names\); it has k, picture, words; name"):
-        opened(path)
+    with pytest.raises(DataError, match=r"no image column \(under any well-known name\); it has k, picture, words; name"):
+        open_set(path)
     with pytest.raises(DataError, match=r"no caption column \('wrods'\)"):
-        opened(path, image="picture", caption="wrods")
-    (row,) = read_all(opened(path, image="picture", caption="words", id="k"), tmp_path / "scratch")
+        open_set(path, image="picture", caption="wrods")
+    (row,) = read_all(open_set(path, image="picture", caption="words", id="k"), tmp_path / "scratch")
     assert (row.id, row.captions, row.image) == ("1", ["x"], jpeg(1))
 
 
-def test_the_entries_of_a_listing_are_written_once(tmp_path: Path) -> None:
+def test_listing_entries_are_written_once(tmp_path: Path) -> None:
     path = jsonl(tmp_path)
     scratch = tmp_path / "scratch"
-    before = read_all(opened(path), scratch)
+    before = read_all(open_set(path), scratch)
     path.write_text(path.read_text().splitlines()[0])
-    assert read_all(opened(path), scratch) == before, "pieces of a running job are those of its start"
+    assert read_all(open_set(path), scratch) == before, "a running job must keep the pieces it started with"
