@@ -1,4 +1,4 @@
-"""From rows as a source has them to clean ones: texts checked, images decoded once, hashed and perhaps made smaller."""
+"""Cleaning of source rows: texts are checked, images decoded once, hashed and, if wanted, reduced."""
 
 import contextlib
 import hashlib
@@ -6,62 +6,34 @@ import io
 import itertools
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any
 
 import imagehash
 import numpy as np
 import pyarrow as pa
 from PIL import Image
-from pydantic import Field, PositiveInt
 from upath import UPath
 
 from longclip.errors import DataError, ImageError
-from longclip.images import MAX_PIXELS, decode_image
+from longclip.images import decode_image
 from longclip.tokenizer import count_tokens, load_tokenizer
 from pipelines.common.parquet_set import RowGroups, parquet_writer
 from pipelines.common.rejected_rows import Rejected, write_rejected
-from pipelines.common.settings import Settings
 from pipelines.common.whole_files import whole_file
+from pipelines.data.settings import CleanSettings
 from pipelines.data.sources.source import Piece, Source, SourceRow
 
 SPLITS = ("train", "val")
 KEY = "_key"
-"""Column of the staged rows by which duplicates are found."""
+"""Column of the staged rows that duplicates share."""
 
 CONTEXT_LENGTH = 248
 BATCH_ROWS = 32
 JPEG_QUALITY = 95
 
 
-class ImageSettings(Settings):
-    """What becomes of the images."""
-
-    short_side: PositiveInt | None = None
-    """Re-encode images whose short side is longer to this one, as JPEG: 288 is right for training at 224, and makes
-    every later pass several times faster. Empty keeps the files as they are."""
-    max_pixels: PositiveInt = MAX_PIXELS
-    """Largest width x height, checked before decoding."""
-    min_side: PositiveInt = 16
-    """Shortest side: below it lie spacers and tracking pixels."""
-
-
-class CleanSettings(Settings):
-    """What a clean row is."""
-
-    image: ImageSettings = ImageSettings()
-    max_caption_characters: PositiveInt = 20_000
-    """Longest caption; above it lie pages, not descriptions."""
-    deduplicate: Literal["image", "row", "none"] = "image"
-    """What makes a row a duplicate: the same image file (even with another caption: in a batch, it would be a wrong
-    negative), the same image file and caption, or nothing. The first in the order of the source stays."""
-    val_fraction: float = Field(0.0, ge=0, lt=1)
-    """Share of the images that goes to the split `val`, drawn by the image's hash: the same in every run."""
-    overlap_distance: int = Field(2, ge=0, le=16)
-    """Bits of 64 by which perceptual hashes may differ for an image to count as one of an evaluation set."""
-
-
 class ImageHashes:
-    """Hashes of the images of evaluation sets."""
+    """Hashes of the images in evaluation sets."""
 
     def __init__(self, sha256: set[str], perceptual: np.ndarray) -> None:
         """
@@ -72,7 +44,7 @@ class ImageHashes:
         self.sha256, self.perceptual = sha256, perceptual
 
     def nearest(self, sha256: str, perceptual: int) -> int | None:
-        """Bits between an image and the most similar of the set; 0 for the same file, None for an empty set."""
+        """Number of bits that differ between an image and the most similar one; 0 for the same file, None if empty."""
         if sha256 in self.sha256:
             return 0
         if not len(self.perceptual):
@@ -81,15 +53,15 @@ class ImageHashes:
 
 
 class CleanPiece:
-    """Cleans a piece of a source into one staged Parquet for each split, and one of rejected rows."""
+    """Cleans a piece of a source: writes one staged Parquet per split, and one of rejected rows."""
 
     def __init__(self, source: Source, settings: CleanSettings, folder: UPath, overlap: ImageHashes | None) -> None:
         self.source, self.settings, self.folder, self.overlap = source, settings, folder, overlap
         self.schema = staged_schema(source)
 
     def __call__(self, number: int, unit: dict[str, Any]) -> dict[str, Any]:
-        """Clean a piece; see `pipelines.data.work_units.UnitTask`. Also counts `overlapping` rows, rows of each split,
-        staged bytes, caption `tokens` and grouped `reasons`."""
+        """Clean a piece; see `pipelines.data.work_units.UnitTask`. The result also has `overlapping` rows, the rows and
+        staged bytes of each split, caption `tokens` and grouped `reasons`."""
         piece = Piece(**unit)
         rejected = Rejected(piece.file)
         tokens: Counter[int] = Counter()
@@ -150,12 +122,12 @@ class CleanPiece:
         image = decode_image(data, settings.max_pixels)
         if min(image.size) < settings.min_side:
             raise ImageError(
-                f"image has {image.width} x {image.height} pixels, sides of at least {settings.min_side} are needed"
+                f"image has {image.width} x {image.height} pixels; sides of at least {settings.min_side} are required"
             )
         perceptual = int(str(imagehash.phash(image)), 16)
         sha256 = hashlib.sha256(data).hexdigest()
         if settings.short_side is not None and min(image.size) > settings.short_side:
-            image, data = _smaller(image, settings.short_side)
+            image, data = _reduced(image, settings.short_side)
         return {
             "image": data,
             "width": image.width,
@@ -169,17 +141,17 @@ class CleanPiece:
             return
         bits = self.overlap.nearest(columns["sha256"], int(columns["phash"], 16))
         if bits is not None and bits <= self.settings.overlap_distance:
-            raise DataError(f"image is one of an evaluation set (perceptual hashes differ in {bits} of 64 bits)")
+            raise DataError(f"image is in an evaluation set (perceptual hashes differ in {bits} of 64 bits)")
 
 
 class HashPiece:
-    """Hashes the images of a piece of an evaluation set; what cannot be decoded cannot overlap."""
+    """Hashes the images of a piece of an evaluation set; images that cannot be decoded are skipped."""
 
     def __init__(self, source: Source, max_pixels: int) -> None:
         self.source, self.max_pixels = source, max_pixels
 
     def __call__(self, number: int, unit: dict[str, Any]) -> dict[str, Any]:
-        """Hash a piece; see `pipelines.data.work_units.UnitTask`. The hashes are in the result."""
+        """Hash a piece; see `pipelines.data.work_units.UnitTask`. The result has the hashes."""
         sha256, perceptual, rows_in = [], [], 0
         for row in self.source.read(Piece(**unit)):
             rows_in += 1
@@ -197,7 +169,7 @@ class HashPiece:
 
 
 def staged_schema(source: Source) -> pa.Schema:
-    """Columns of a clean row; `KEY` is dropped from the output."""
+    """Schema of staged rows; the output has all columns but `KEY`."""
     caption = pa.list_(pa.string()) if source.lists else pa.string()
     fields = [
         ("id", pa.string()),
@@ -214,7 +186,7 @@ def staged_schema(source: Source) -> pa.Schema:
 
 
 def staged_path(folder: UPath, number: int, split: str) -> UPath:
-    """Staged rows of a unit and split."""
+    """File with the staged rows of a unit and split."""
     return folder / f"{number:06d}.{split}.parquet"
 
 
@@ -224,18 +196,18 @@ def split_of(sha256: str, val_fraction: float) -> str:
 
 
 def clean_captions(row: SourceRow, max_characters: int) -> list[str]:
-    """Captions with single spaces, without empty ones.
+    """Captions with normalized white space; empty ones are dropped.
 
     Raises:
-        DataError: none is left, or one is too long or no valid Unicode.
+        DataError: all are empty, or one is too long or not valid Unicode.
     """
     captions = []
     for text in row.captions:
         caption = " ".join(text.replace("\0", " ").split())
         if len(caption) > max_characters:
-            raise DataError(f"caption has {len(caption)} characters, at most {max_characters} are allowed")
+            raise DataError(f"caption has {len(caption)} characters; at most {max_characters} are allowed")
         if not _is_unicode(caption):
-            raise DataError("caption is no valid Unicode: it holds half of a surrogate pair")
+            raise DataError("caption is not valid Unicode: it contains half of a surrogate pair")
         if caption:
             captions.append(caption)
     if not captions:
@@ -251,7 +223,7 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-def _smaller(image: Image.Image, short_side: int) -> tuple[Image.Image, bytes]:
+def _reduced(image: Image.Image, short_side: int) -> tuple[Image.Image, bytes]:
     scale = short_side / min(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     image = image.resize(size, Image.Resampling.BICUBIC)

@@ -1,10 +1,10 @@
-"""Synthetic scenes: drawings that come with a long paragraph and a short caption, in any number.
+"""Synthetic scenes: drawings with a long paragraph and a short caption, in any number.
 
-They exist to see the whole system work without any download, and to test what long text is for. Each scene shows four
-things in the four quarters of a drawing. The paragraph describes them one after the other and closes with a sentence
-that sums up; its first 77 tokens speak of the first two only. Scenes of one group share those and their words exactly,
-so a model that is cut at 77 tokens cannot tell the members of a group apart. Nothing in here is a photograph, and
-results on it say nothing about photographs.
+They run the whole system without a download, and test what long text adds. A scene has four things in the four
+quarters of a drawing. The paragraph describes them in turn and ends with a sentence that sums up; its first 77 tokens
+mention only the first two things. Scenes of one group share these two and the words about them, so a model that reads
+77 tokens cannot distinguish the members of a group. None of them is a photograph, and results on them do not transfer
+to photographs.
 """
 
 import io
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from PIL import Image, ImageDraw
 
 CANVAS = 112
-"""Side of a drawing in pixels; it is drawn four times as large and reduced, for smooth edges."""
+"""Side of a drawing in pixels; it is drawn at four times the size and reduced, for smooth edges."""
 
 COLOURS = {
     "red": (214, 40, 40),
@@ -82,7 +82,7 @@ HEAD_TOKENS, MIN_TOKENS = 77, 100
 
 @dataclass(frozen=True)
 class Thing:
-    """What stands in one quarter."""
+    """The shapes in one quarter."""
 
     shape: str
     colour: str
@@ -93,17 +93,17 @@ class Thing:
 
     @property
     def short_name(self) -> str:
-        """Like `two red circles`."""
+        """For example `two red circles`."""
         return f"{NUMBERS[self.count]} {self.colour} {self.noun}"
 
     @property
     def long_name(self) -> str:
-        """Like `two small red circles`."""
+        """For example `two small red circles`."""
         return f"{NUMBERS[self.count]} {'large' if self.large else 'small'} {self.colour} {self.noun}"
 
     @property
     def noun(self) -> str:
-        """The shape, in the plural where there are several."""
+        """The shape, in the plural if there are several."""
         return self.shape if self.count == 1 else SHAPES[self.shape]
 
 
@@ -119,17 +119,17 @@ class Scene:
 
 
 def draw_scene(seed: int, index: int, group_size: int, count_tokens: Callable[[str], int]) -> Scene:
-    """Scene number `index` of the endless series of a seed; the same whoever asks, in whatever order.
+    """Scene number `index` in the endless series of a seed; independent of the other scenes drawn.
 
     Args:
-        seed: names the series.
+        seed: seed of the series.
         index: number of the scene, from 0.
-        group_size: this many consecutive scenes share their first two things and the words about them.
-        count_tokens: CLIP tokens of a text, start and end token included.
+        group_size: number of consecutive scenes that share their first two things and the words about them.
+        count_tokens: number of CLIP tokens in a text, including start and end token.
     """
     group = index // group_size
     shared = random.Random(f"{seed}/{group_size}/{group}")
-    own = random.Random(f"{seed}/{group_size}/{group}/{index}")
+    individual = random.Random(f"{seed}/{group_size}/{group}/{index}")
     background = shared.choice(sorted(BACKGROUNDS))
     quarters = shared.sample(range(4), 4)
     first = [_draw_thing(shared, quarter) for quarter in quarters[:2]]
@@ -139,18 +139,18 @@ def draw_scene(seed: int, index: int, group_size: int, count_tokens: Callable[[s
     while count_tokens(head) <= HEAD_TOKENS:  # the end token takes one of the 77
         head += f" {remarks.pop()}"
 
-    last = [_draw_thing(own, quarter) for quarter in own.sample(quarters[2:], 2)]
-    caption = f"{head} {_describe(own, last[0], None)} {_describe(own, last[1], last[0])}"
-    while remarks and (count_tokens(caption) < MIN_TOKENS or own.random() < 0.2):
+    last = [_draw_thing(individual, quarter) for quarter in individual.sample(quarters[2:], 2)]
+    caption = f"{head} {_describe(individual, last[0], None)} {_describe(individual, last[1], last[0])}"
+    while remarks and (count_tokens(caption) < MIN_TOKENS or individual.random() < 0.2):
         caption += f" {remarks.pop()}"
     things = (*first, *last)
-    caption += f" {own.choice(CLOSINGS).format(things=_enumerate(own, things), background=background)}"
-    short_caption = f"{_enumerate(own, things)} on {background}"
+    caption += f" {individual.choice(CLOSINGS).format(things=_enumerate(individual, things), background=background)}"
+    short_caption = f"{_enumerate(individual, things)} on {background}"
     return Scene(background, things, caption, short_caption[:1].upper() + short_caption[1:], group)
 
 
 def _enumerate(rng: random.Random, things: tuple[Thing, ...]) -> str:
-    """The things by their short names, in any order."""
+    """The short names of the things in random order."""
     *others, last = (thing.short_name for thing in rng.sample(things, len(things)))
     return f"{', '.join(others)} and {last}"
 
@@ -168,7 +168,7 @@ def _draw_thing(rng: random.Random, quarter: int) -> Thing:
 
 
 def _describe(rng: random.Random, thing: Thing, before: Thing | None) -> str:
-    """Two sentences: where the thing is, absolutely or seen from `before`, and what its surface is like."""
+    """Two sentences: where the thing is, absolute or relative to `before`, and its texture."""
     be = "is" if thing.count == 1 else "are"
     if before is not None and rng.random() < 0.5:
         it = "it" if before.count == 1 else "them"
@@ -216,7 +216,7 @@ def _spread(middle: tuple[float, float], count: int, step: float) -> list[tuple[
 
 
 def _draw_shape(canvas: Image.Image, thing: Thing, x: float, y: float, r: float) -> None:
-    """Paint one copy of a thing: a tile in its colours, pasted through a mask in its shape."""
+    """Paint one copy of a thing: a tile in its colours, pasted through a mask of its shape."""
     side = int(2 * r) + 1
     mask = Image.new("L", (side, side), 0)
     _fill_shape(ImageDraw.Draw(mask), thing.shape, r, 1.0, 255)
@@ -245,7 +245,7 @@ def _mix(colour: tuple[int, int, int], other: tuple[int, int, int], share: float
 
 
 def _outline(shape: str) -> list[tuple[float, float]]:
-    """Corners of a shape on the square from (-1, -1) to (1, 1); y grows downwards."""
+    """Corners of a shape in the square from (-1, -1) to (1, 1); y points down."""
     if shape == "square":
         return [(-0.9, -0.9), (0.9, -0.9), (0.9, 0.9), (-0.9, 0.9)]
     if shape == "triangle":
@@ -254,7 +254,7 @@ def _outline(shape: str) -> list[tuple[float, float]]:
         return [(0, -1), (0.7, 0), (0, 1), (-0.7, 0)]
     if shape == "cross":
         a = 0.34
-        arm = [(-a, -1.0), (a, -1.0), (a, -a)]  # the upper arm; the others are it, turned by a quarter each
+        arm = [(-a, -1.0), (a, -1.0), (a, -a)]  # the upper arm; the others are quarter turns of it
         return [(x * c - y * s, x * s + y * c) for c, s in ((1, 0), (0, 1), (-1, 0), (0, -1)) for x, y in arm]
     star = [(0, -1), (0.24, -0.31), (0.95, -0.31), (0.38, 0.12), (0.59, 0.81)]
     star += [(0, 0.4), (-0.59, 0.81), (-0.38, 0.12), (-0.95, -0.31), (-0.24, -0.31)]

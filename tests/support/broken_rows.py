@@ -94,6 +94,6 @@ BROKEN_IMAGES = {
 BROKEN_CAPTIONS = {
     "no caption": (None, "caption"),
     "blank caption": (" \n\t ", "caption is empty"),
-    "endless caption": ("word " * 10_000, "caption has 49999 characters, at most 20000"),
+    "endless caption": ("word " * 10_000, "caption has 49999 characters; at most 20000"),
 }
 """Kinds of captions that cannot be used: (caption, part of the reason)."""

@@ -147,7 +147,7 @@ def test_a_second_run_has_nothing_to_do(run: Run, tmp_path: Path) -> None:
     code, out, _ = run(*settings)
     assert code == 0
     assert "10 rows in, 10 out, 0 rejected" in out
-    assert "was finished before, nothing to do" in out
+    assert "already finished, nothing to do" in out
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")} == before
     code, _, err = run(*settings, "image.short_side=32")
     assert code == 2
@@ -203,7 +203,7 @@ def test_images_of_evaluation_sets_are_left_out(run: Run, tmp_path: Path) -> Non
     code, out, _ = run(f"input={source}", f"output={tmp_path}/out", f"exclude_overlap_with={others}")
     assert code == 0
     assert "30 rows in, 27 out, 0 rejected" in out
-    assert "3 of evaluation sets left out" in out
+    assert "left out 0 duplicates and 3 rows of evaluation sets" in out
     refused = quarantine(tmp_path / "out")
     assert {(row["id"], row["stage"]) for row in refused} == {(f"row-{seed:04d}", "overlap") for seed in (4, 9, 11)}
 
@@ -260,7 +260,7 @@ def test_nothing_usable_is_an_error_that_says_why(run: Run, tmp_path: Path) -> N
     source = write(tmp_path / "in.parquet", [row | {"image": b"x"} for row in plain_rows(3)])
     code, _, err = run(f"input={source}", f"output={tmp_path}/out", "max_rejected_fraction=1")
     assert code == 3
-    assert "none of its rows can be used; the first is 'row-0000': image of 1 bytes cannot be decoded" in err
+    assert "all rows are unusable; the first is 'row-0000': image of 1 bytes cannot be decoded" in err
 
 
 @pytest.mark.parametrize(

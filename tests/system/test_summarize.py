@@ -89,7 +89,7 @@ def test_one_strategy_gives_texts(run: Run, source: Path, tmp_path: Path) -> Non
     assert report.count("data:image/jpeg;base64,") == 24
     code, out, _ = run(*settings)
     assert code == 0
-    assert "was finished before, nothing to do" in out
+    assert "already finished, nothing to do" in out
 
 
 def test_several_strategies_give_lists_with_their_sources(run: Run, source: Path, tmp_path: Path) -> None:

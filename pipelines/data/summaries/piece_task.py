@@ -1,4 +1,4 @@
-"""The task of `summarize.py`: a piece of a Parquet, with summaries, as a file of the output."""
+"""The task that summarizes one piece of a Parquet and writes it as an output file."""
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
@@ -11,60 +11,42 @@ from upath import UPath
 from longclip.files import file_sha256
 from longclip.text.sentences import caption_text
 from longclip.tokenizer import count_tokens, load_tokenizer
-from pipelines.common.columns import Columns
 from pipelines.common.parquet_set import ROWS_PER_GROUP, parquet_writer
 from pipelines.common.rejected_rows import Rejected, write_rejected
-from pipelines.common.storage import Storage, arrow_filesystem, open_path
+from pipelines.common.storage import arrow_filesystem, open_path
 from pipelines.common.whole_files import make_directory, whole_file
-from pipelines.data.summaries.settings import SummarySettings
+from pipelines.data.summaries.settings import SummarizeSettings
 from pipelines.data.summaries.summarizers import CONTEXT_LENGTH, Summarizer, checked_summaries, load_summarizer
 from pipelines.data.summaries.vllm_stage import generated_texts
 
 SOURCE = "summary_source"
-
-
-class SummaryColumns(SummarySettings):
-    """Which summaries are made of which column."""
-
-    columns: Columns = Columns()
-
-    def output_schema(self, schema: pa.Schema) -> pa.Schema:
-        """Columns of the output for an input's: one summary of a strategy, or lists where there are several."""
-        text = pa.list_(pa.string()) if self.several else pa.string()
-        for name in (self.columns.summary, SOURCE):
-            index = schema.get_field_index(name)
-            schema = (schema.remove(index) if index >= 0 else schema).append(pa.field(name, text))
-        return schema.remove_metadata()
+"""Output column with the strategy of each summary."""
 
 
 class AddSummaries:
-    """Writes a file of the output; loads its models once in each process."""
+    """Writes an output file; each process loads its models once."""
 
-    def __init__(
-        self, settings: SummaryColumns, storage: Storage, folder: UPath, generated: UPath, tree: UPath
-    ) -> None:
+    def __init__(self, settings: SummarizeSettings, folder: UPath, generated: UPath, tree: UPath) -> None:
         """
         Args:
-            settings: which summaries, of which column.
-            storage: how the input is reached.
-            folder: for rejected rows.
-            generated: where `pipelines.data.summaries.vllm_stage` left the texts of strategy vllm.
+            settings: strategies, columns, and access to the storage of the input.
+            folder: directory for rejected rows.
+            generated: directory with the texts of strategy vllm, see `pipelines.data.summaries.vllm_stage`.
             tree: directory of the output.
         """
-        self.settings, self.storage, self.folder, self.tree = settings, storage, folder, tree
-        self.generated = generated
+        self.settings, self.folder, self.generated, self.tree = settings, folder, generated, tree
         self._summarizers: dict[str, Summarizer] = {}
 
     def __call__(self, number: int, unit: dict[str, Any]) -> dict[str, Any]:
-        """Summarize a piece; see `pipelines.data.work_units.UnitTask`. Also counts `tokens` of captions and of the
-        summaries of each strategy, and `fallbacks` by `strategy: reason`."""
-        source = open_path("input", unit["file"], self.storage)
+        """Summarize a piece; see `pipelines.data.work_units.UnitTask`. The result also has `tokens`, of captions and of
+        the summaries of each strategy, and `fallbacks` by `strategy: reason`."""
+        source = open_path("input", unit["file"], self.settings.storage)
         target = self.tree / unit["name"]
         make_directory(target.parent)
         counts = PieceCounts(Rejected(unit["file"]))
         generated = generated_texts(self.generated, number) if "vllm" in self.settings.strategies else []
         with pq.ParquetFile(source.path, filesystem=arrow_filesystem(source)) as file, whole_file(target) as local:
-            schema = self.settings.output_schema(file.schema_arrow)
+            schema = output_schema(self.settings, file.schema_arrow)
             groups = list(range(unit["first"], unit["first"] + unit["count"]))
             with parquet_writer(local, schema) as output:
                 for batch in file.iter_batches(ROWS_PER_GROUP, row_groups=groups):
@@ -86,33 +68,37 @@ class AddSummaries:
             "fallbacks": counts.fallbacks,
         }
 
-    def _keys(self, batch: pa.RecordBatch, numbered: str, before: int) -> list[str]:
-        """Ids of the rows; numbers where there are none."""
+    def _keys(self, batch: pa.RecordBatch, numbered: str, rows_before: int) -> list[str]:
+        """Ids of the rows; `numbered` with the row number where there is no id."""
         name = self.settings.columns.id
         ids = batch.column(name).to_pylist() if name in batch.schema.names else [None] * batch.num_rows
-        return [numbered.format(before + place) if key is None else str(key) for place, key in enumerate(ids)]
+        return [numbered.format(rows_before + row) if key is None else str(key) for row, key in enumerate(ids)]
 
     def _with_summaries(self, rows: pa.Table, keys: list[str], generated: list[str], counts: "PieceCounts") -> pa.Table:
         columns = self.settings.columns
         captions = [caption_text(cell).strip() for cell in rows[columns.caption].to_pylist()]
-        places = [place for place, caption in enumerate(captions) if caption]
-        for place in sorted(set(range(len(captions))) - set(places)):
-            counts.rejected.add(keys[place], "summarize", f"column '{columns.caption}' holds no text")
+        with_text = [row for row, caption in enumerate(captions) if caption]
+        for row in sorted(set(range(len(captions))) - set(with_text)):
+            counts.rejected.add(keys[row], "summarize", f"column '{columns.caption}' has no text")
         rows, keys, captions = (
-            rows.take(pa.array(places, pa.int64())),
-            [keys[at] for at in places],
-            [captions[at] for at in places],
+            rows.take(pa.array(with_text, pa.int64())),
+            [keys[row] for row in with_text],
+            [captions[row] for row in with_text],
         )
         counts.add_tokens("caption", captions)
         summaries, sources = [], []
         for strategy in self.settings.strategies:
-            raw = [generated[at] for at in places] if strategy == "vllm" else self._summarize(strategy, captions, keys)
+            raw = (
+                [generated[row] for row in with_text]
+                if strategy == "vllm"
+                else self._summarize(strategy, captions, keys)
+            )
             texts, made_by, fallbacks = checked_summaries(strategy, raw, captions, self.settings.checks)
             summaries.append(texts)
             sources.append(made_by)
             counts.fallbacks.update(fallbacks)
             counts.add_tokens(strategy, texts)
-        schema = self.settings.output_schema(rows.schema)
+        schema = output_schema(self.settings, rows.schema)
         for name, by_strategy in ((columns.summary, summaries), (SOURCE, sources)):
             if name in rows.column_names:
                 rows = rows.drop_columns([name])
@@ -126,17 +112,26 @@ class AddSummaries:
         return self._summarizers[strategy](captions, keys) if captions else []
 
 
+def output_schema(settings: SummarizeSettings, schema: pa.Schema) -> pa.Schema:
+    """Schema of the output for the schema of an input: summaries are texts, or lists for several strategies."""
+    text = pa.list_(pa.string()) if settings.several else pa.string()
+    for name in (settings.columns.summary, SOURCE):
+        index = schema.get_field_index(name)
+        schema = (schema.remove(index) if index >= 0 else schema).append(pa.field(name, text))
+    return schema.remove_metadata()
+
+
 @dataclass
 class PieceCounts:
-    """What is counted over a piece."""
+    """Counts of a piece."""
 
     rejected: Rejected
     rows_in: int = 0
     tokens: dict[str, Counter[int]] = field(default_factory=lambda: defaultdict(Counter))
-    """CLIP tokens -> texts, of the captions and of each strategy."""
+    """Number of texts by length in CLIP tokens, for `caption` and each strategy."""
     fallbacks: Counter[str] = field(default_factory=Counter)
 
     def add_tokens(self, name: str, texts: list[str]) -> None:
-        """Count the lengths of texts."""
+        """Count the lengths of some texts."""
         if texts:
             self.tokens[name].update(count_tokens(load_tokenizer(None, CONTEXT_LENGTH), texts))

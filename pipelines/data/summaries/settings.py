@@ -1,4 +1,7 @@
-"""Settings of summaries: strategies, their models and prompts, and the checks of what a model wrote."""
+"""Settings of `summarize.py`: strategies, their models and prompts, checks, input and output.
+
+Imports neither Ray nor torch: `--help` needs this module.
+"""
 
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -6,7 +9,10 @@ from pydantic import BeforeValidator, Field, PositiveInt, field_validator, model
 
 from longclip.text import summaries as model_free
 from pipelines.common.chat_endpoint import EndpointSettings
+from pipelines.common.columns import Columns
 from pipelines.common.settings import Settings
+from pipelines.common.storage import Storage
+from pipelines.common.workers import Workers
 
 ModelFree = model_free.Strategy
 Generated = Literal["seq2seq", "chat", "vllm", "endpoint"]
@@ -195,3 +201,26 @@ class SummarySettings(Settings):
         if "endpoint" in self.strategies and not self.endpoint.url:
             raise ValueError("strategy endpoint needs a server; set endpoint.url, e.g. http://localhost:8000/v1")
         return self
+
+
+class SummarizeSettings(SummarySettings):
+    """All settings of `summarize.py`."""
+
+    columns: Columns = Columns()
+    input: str
+    """Parquet file, directory or URI with captions; all columns are kept."""
+    output: str
+    """Directory or URI of the output."""
+    rows_per_piece: PositiveInt = 2048
+    """Rows per unit of work: what a killed job repeats at most, per worker."""
+    workers: Workers = Workers()
+    """Processes that load a model, or vLLM engines; strategies without a model use all CPUs."""
+    max_rejected_fraction: float = Field(0.01, ge=0, le=1)
+    """Maximum share of rows without a caption before the job fails."""
+    overwrite: bool = False
+    """Replace an existing output, or unfinished work, that was made with other settings or data."""
+    storage: Storage = Storage()
+
+
+NOT_IN_IDENTITY = {"output", "storage", "overwrite", "max_rejected_fraction", "workers"}
+"""Settings that do not affect the content of the output: a rerun that changes them continues the same work."""

@@ -1,0 +1,64 @@
+"""Settings of `prepare.py`. Imports neither Ray nor torch: `--help` needs this module."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, PositiveInt
+
+from pipelines.common.settings import Settings
+from pipelines.common.storage import Storage
+from pipelines.data.sources.settings import SourceSettings
+
+
+class ImageSettings(Settings):
+    """How images are checked and re-encoded."""
+
+    short_side: PositiveInt | None = None
+    """Reduce images with a longer short side to this one, as JPEG. 288 suits training at 224 pixels and makes every
+    later pass several times faster. Empty keeps the files as they are."""
+    max_pixels: PositiveInt = 64_000_000
+    """Maximum width x height, checked before decoding."""
+    min_side: PositiveInt = 16
+    """Minimum side: smaller images are spacers and tracking pixels."""
+
+
+class CleanSettings(Settings):
+    """What makes a row clean."""
+
+    image: ImageSettings = ImageSettings()
+    max_caption_characters: PositiveInt = 20_000
+    """Maximum length of a caption; longer texts are web pages, not descriptions."""
+    deduplicate: Literal["image", "row", "none"] = "image"
+    """What makes a row a duplicate: the same image file (even with another caption: within a batch it would be a false
+    negative), the same image file and caption, or nothing. The first row in the order of the source is kept."""
+    val_fraction: float = Field(0.0, ge=0, lt=1)
+    """Share of images in the split `val`, chosen by the image's hash: the same in every run."""
+    overlap_distance: int = Field(2, ge=0, le=16)
+    """Maximum number of differing bits, of 64, between the perceptual hashes of an image and of its copy in an
+    evaluation set."""
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+class PrepareSettings(CleanSettings):
+    """All settings of the job."""
+
+    input: str
+    """File, directory or URI of images with captions; source.format lists the supported layouts."""
+    output: str
+    """Directory or URI of the clean data set."""
+    source: SourceSettings = SourceSettings()
+    exclude_overlap_with: Annotated[list[str], BeforeValidator(_as_list)] = Field(default=[])
+    """Evaluation sets in any supported layout; images that occur in one of them are left out."""
+    file_megabytes: PositiveInt = 256
+    """Target size of an output file."""
+    max_rejected_fraction: float = Field(0.05, ge=0, le=1)
+    """Maximum share of unusable rows before the job fails. Duplicates and overlaps do not count."""
+    overwrite: bool = False
+    """Replace an existing output, or unfinished work, that was made with other settings or data."""
+    storage: Storage = Storage()
+
+
+NOT_IN_IDENTITY = {"output", "storage", "overwrite", "max_rejected_fraction"}
+"""Settings that do not affect the content of the output: a rerun that changes them continues the same work."""
