@@ -1,1 +1,1 @@
-"""From any image-caption data set to clean training Parquet, with summaries."""
+"""Preparation of training data: reading, cleaning and deduplicating data sets, and summarizing captions."""

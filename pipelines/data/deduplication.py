@@ -1,4 +1,4 @@
-"""From staged rows to the output: which rows are duplicates, and which go into which file."""
+"""Deduplication of staged rows, and their arrangement in output files."""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,29 +19,30 @@ from pipelines.data.cleaning import KEY, SPLITS, staged_path
 
 READERS = 16
 MIN_FILES, MIN_ROWS_PER_FILE = 16, 512
-"""Small sets have more and smaller files than their bytes ask for: files are read in parallel, and drawn at random."""
+"""Small data sets get more files than `file_bytes` requires: training reads files in parallel and shuffles them."""
 
 
 @dataclass(frozen=True)
 class Arrangement:
-    """What the output will be."""
+    """The files of the output, and the rows that are left out."""
 
     files: list[dict[str, Any]]
-    """One unit for each file: its `name`, and the `parts` (unit number, split, first row, row after the last) in it."""
+    """One unit of work per file: its `name` and `parts`, each `[unit number, split, runs of rows]`, see `_runs`."""
     duplicates: Rejected
-    """Rows that are left out, with what they are duplicates of."""
+    """Rows that are left out, with the row that each duplicates."""
 
 
 def arrange(folder: UPath, results: Sequence[dict[str, Any]], file_bytes: int, source: str) -> Arrangement:
-    """Decide which staged rows go where. The same for the same staged rows, in whatever order they were made.
+    """Decide which staged rows go into which file. Depends on the staged rows only, not on the order of their creation.
 
-    The first row of an id, and of an image, in the order of the source stays. About 100 bytes of memory a row.
+    Of rows with the same id or image, the first in the order of the source is kept. Needs about 100 bytes of memory
+    per row.
 
     Args:
-        folder: where the pieces were staged.
+        folder: directory of the staged pieces.
         results: results of `CleanPiece`, in the order of the units.
         file_bytes: target size of a file.
-        source: name of the source, for the rows that are left out.
+        source: name of the source, for the quarantine.
     """
     parts = [(number, split) for number, result in enumerate(results) for split in SPLITS if result["splits"][split]]
     with ThreadPoolExecutor(READERS) as pool:
@@ -49,7 +50,7 @@ def arrange(folder: UPath, results: Sequence[dict[str, Any]], file_bytes: int, s
     keys = pa.concat_tables(tables) if tables else pa.table({"id": [], KEY: []})
     duplicates = Rejected(source)
     drop = np.zeros(keys.num_rows, dtype=bool)
-    for column, reason in (("id", "id occurs before"), (KEY, "same image as '{}'")):
+    for column, reason in (("id", "id occurs in an earlier row"), (KEY, "same image as '{}'")):
         for row, first in _repeated(keys[column], drop):
             drop[row] = True
             duplicates.add(keys["id"][row].as_py(), "deduplicate", reason.format(keys["id"][first]))
@@ -68,13 +69,13 @@ def _read_keys(path: UPath) -> pa.Table:
 
 
 def _repeated(column: pa.ChunkedArray, drop: np.ndarray) -> list[tuple[int, int]]:
-    """(row, earlier row of the same value) among the rows that are not dropped yet; nulls equal nothing."""
-    alive = np.flatnonzero(~drop & column.is_valid().to_numpy())
-    codes = column.take(pa.array(alive)).combine_chunks().dictionary_encode().indices.to_numpy()
+    """(row, first row with the same value) among the rows that are not dropped yet; nulls are never equal."""
+    remaining = np.flatnonzero(~drop & column.is_valid().to_numpy())
+    codes = column.take(pa.array(remaining)).combine_chunks().dictionary_encode().indices.to_numpy()
     _, first, inverse = np.unique(codes, return_index=True, return_inverse=True)
-    firsts = alive[first[inverse]]
-    repeated = alive != firsts
-    return list(zip(alive[repeated].tolist(), firsts[repeated].tolist(), strict=True))
+    firsts = remaining[first[inverse]]
+    repeated = remaining != firsts
+    return list(zip(remaining[repeated].tolist(), firsts[repeated].tolist(), strict=True))
 
 
 def _files(
@@ -86,42 +87,42 @@ def _files(
     total = sum(len(kept[part]) * sizes[part] for part in parts)
     count = max(round(total / file_bytes), min(MIN_FILES, rows // MIN_ROWS_PER_FILE), 1)
     filled, number = 0.0, 0
-    members: list[list[Any]] = []
+    file_parts: list[list[Any]] = []
     for part in parts:
-        # Files end between rows: the file of a row follows from the bytes before it.
+        # The bytes before a row decide its file.
         bytes_before = filled + sizes[part] * np.arange(len(kept[part]))
         file_of_row = np.minimum((bytes_before * count / max(total, 1)).astype(int), count - 1)
         for file in np.unique(file_of_row).tolist():
-            if file != number and members:
-                yield {"name": f"{split}/part-{number:05d}.parquet", "parts": members}
-                members = []
+            if file != number and file_parts:
+                yield {"name": f"{split}/part-{number:05d}.parquet", "parts": file_parts}
+                file_parts = []
             number = file
-            members.append([*part, _runs(kept[part][file_of_row == file])])
+            file_parts.append([*part, _runs(kept[part][file_of_row == file])])
         filled += sizes[part] * len(kept[part])
-    if members:
-        yield {"name": f"{split}/part-{number:05d}.parquet", "parts": members}
+    if file_parts:
+        yield {"name": f"{split}/part-{number:05d}.parquet", "parts": file_parts}
 
 
 def _runs(rows: np.ndarray) -> list[list[int]]:
-    """`[first, after the last]` of each run of consecutive row numbers."""
+    """`[first, last + 1]` of each run of consecutive row numbers."""
     breaks = np.flatnonzero(np.diff(rows) > 1)
     return np.stack([rows[np.r_[0, breaks + 1]], rows[np.r_[breaks, len(rows) - 1]] + 1], axis=1).tolist()
 
 
 class WriteFile:
-    """Writes a file of the output from staged rows."""
+    """Writes an output file from staged rows."""
 
     def __init__(self, folder: UPath, tree: UPath, schema: pa.Schema) -> None:
         """
         Args:
-            folder: where the pieces were staged.
+            folder: directory of the staged pieces.
             tree: directory of the output.
             schema: columns of the output.
         """
         self.folder, self.tree, self.schema = folder, tree, schema
 
     def __call__(self, number: int, unit: dict[str, Any]) -> dict[str, Any]:
-        """Write a file; see `pipelines.data.work_units.UnitTask`. The result is its line in the manifest."""
+        """Write a file; see `pipelines.data.work_units.UnitTask`. The result has the `file` entry of the manifest."""
         path = self.tree / unit["name"]
         make_directory(path.parent)
         with whole_file(path) as local:
@@ -135,7 +136,7 @@ class WriteFile:
 
 
 def _read_runs(path: UPath, runs: list[list[int]]) -> Iterator[pa.Table]:
-    """The rows of some runs, a row group at a time; groups without any are not read."""
+    """The rows of some runs, one row group at a time; other row groups are not read."""
     with pq.ParquetFile(path.path, filesystem=arrow_filesystem(path)) as file:
         before = 0
         for group in range(file.metadata.num_row_groups):

@@ -1,4 +1,4 @@
-"""What completes the output of a data job: the quarantine, the report, the manifest."""
+"""The last step of a data job: quarantine file, report, manifest, publication of the output."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -27,31 +27,31 @@ SAMPLES = 24
 
 @dataclass(frozen=True)
 class Finished:
-    """What a job has to say of its output."""
+    """Description of a finished output, for its report and manifest."""
 
     title: str
     source: str
     settings: Settings
     facts: list[tuple[str, str]]
-    """Lines for the report, beside the counts."""
+    """(name, value) lines of the report, in addition to the counts."""
     counts: dict[str, int]
     """`rows_in`, `rows_out`, `rejected` and others."""
     files: list[dict[str, Any]]
     """`name`, `rows`, `bytes`, `sha256` of each data file."""
     schema: pa.Schema
     reasons: Sequence[tuple[str, str, int]]
-    """(stage, reason, count) of rows that are left out."""
+    """(stage, reason, count) of rejected rows."""
     histograms: list[Histogram]
     stage: str
-    """Stage whose units left files of rejected rows."""
+    """Stage whose units wrote files of rejected rows."""
     sample: Callable[[dict[str, Any]], Sample]
-    """Makes a sample for the report of a row of the output."""
+    """Converts an output row to a sample for the report."""
     rejected: Rejected | None = None
-    """Further rows that are left out."""
+    """Additional rejected rows."""
 
 
 def finish(work: Workspace, finished: Finished) -> dict[str, Any]:
-    """Complete the workspace's tree and publish it; gives the manifest."""
+    """Complete the output in the workspace and publish it; returns the manifest."""
     with whole_file(work.tree / f"_{QUARANTINE}") as local:
         with parquet_writer(local, QUARANTINE_SCHEMA) as groups:
             for path in rejected_files(work.folder(finished.stage)):
@@ -92,7 +92,7 @@ def finish(work: Workspace, finished: Finished) -> dict[str, Any]:
 
 
 def add_counts(counts: Iterable[dict[Any, int]]) -> Counter[Any]:
-    """Sum of counters, as far as JSON left them one: keys that are numbers in text become numbers."""
+    """Sum of counters that went through JSON: keys that are digits become numbers again."""
     total: Counter[Any] = Counter()
     for part in counts:
         total.update({int(key) if isinstance(key, str) and key.isdigit() else key: part[key] for key in part})
@@ -100,7 +100,7 @@ def add_counts(counts: Iterable[dict[Any, int]]) -> Counter[Any]:
 
 
 def _samples(tree: UPath, finished: Finished) -> list[Sample]:
-    """Some rows, evenly spread over the output."""
+    """Some rows, spread evenly over the output."""
     ends = np.cumsum([file["rows"] for file in finished.files])
     samples = []
     for position in np.unique(np.linspace(0, ends[-1] - 1, SAMPLES).astype(int)).tolist():
@@ -117,4 +117,4 @@ def _read_row(path: UPath, row: int) -> dict[str, Any]:
             if row < rows:
                 return file.read_row_group(group).slice(row, 1).to_pylist()[0]
             row -= rows
-    raise IndexError(f"{path} has no such row")
+    raise IndexError(f"{path} has fewer rows than its manifest says")

@@ -1,4 +1,4 @@
-"""The data report: one HTML file with counts, lengths in CLIP tokens, reasons of rejection, and samples."""
+"""The data report: an HTML file with counts, text lengths in CLIP tokens, reasons for rejection, and samples."""
 
 import base64
 import io
@@ -13,7 +13,7 @@ from longclip.images import decode_image
 from pipelines.common.pages import TEMPLATES
 
 BIN_TOKENS, BINS = 8, 40
-"""Bars of the histogram: 0 to 319 tokens, and one bar for all above."""
+"""Bars of the histogram: 0 to 319 tokens, and one bar for longer texts."""
 
 MARKS = (77, 248)
 """Context lengths of CLIP and Long-CLIP."""
@@ -24,7 +24,7 @@ MAX_REASONS = 50
 
 @dataclass(frozen=True)
 class Histogram:
-    """Lengths of texts."""
+    """Distribution of text lengths."""
 
     title: str
     counts: Mapping[int, int]
@@ -46,17 +46,17 @@ class Histogram:
 
     @property
     def median(self) -> int:
-        """Length that half of the texts do not exceed."""
-        seen = 0
+        """Median length."""
+        texts_so_far = 0
         for length in sorted(self.counts):
-            seen += self.counts[length]
-            if 2 * seen >= self.texts:
+            texts_so_far += self.counts[length]
+            if 2 * texts_so_far >= self.texts:
                 return length
         return 0
 
     @property
     def bars(self) -> list[dict[str, Any]]:
-        """Bars of the picture: range of tokens, number of texts, height between 0 and 1."""
+        """Bars of the chart: range of tokens, number of texts, height between 0 and 1."""
         totals = [0] * (BINS + 1)
         for length, count in self.counts.items():
             totals[min(length // BIN_TOKENS, BINS)] += count
@@ -69,7 +69,7 @@ class Histogram:
         ]
 
     def summary(self) -> dict[str, float]:
-        """Figures for a manifest."""
+        """Statistics for the manifest."""
         figures: dict[str, float] = {"texts": self.texts, "mean": round(self.mean, 1), "median": self.median}
         figures["max"] = max(self.counts, default=0)
         return figures | {f"share_over_{mark}": round(self.share_over(mark), 4) for mark in MARKS}
@@ -77,20 +77,20 @@ class Histogram:
 
 @dataclass(frozen=True)
 class Sample:
-    """A row for people to look at."""
+    """A row shown in the report."""
 
     id: str
     image: bytes | None
-    """Encoded image; None where the set has none."""
+    """Encoded image; None if the data set has no images."""
     caption: str
     summaries: Mapping[str, str]
-    """Source -> text."""
+    """Strategy -> summary."""
     tokens: int
     """CLIP tokens of the caption."""
 
     @property
     def thumbnail(self) -> str | None:
-        """The image as a small data URI; None where there is none or it cannot be read."""
+        """The image as a small data URI; None if there is none or it cannot be decoded."""
         try:
             image = decode_image(self.image or b"")
         except ImageError:
@@ -109,13 +109,13 @@ def render_report(
     samples: Sequence[Sample],
     settings: Mapping[str, Any],
 ) -> str:
-    """The report as one HTML file. All texts are escaped: ids, captions and reasons come from the data.
+    """Render the report as one HTML file. All texts are escaped, because they come from the data.
 
     Args:
         title: heading.
         facts: names and values.
-        rejected: (stage, reason, rows) of what was left out.
-        histograms: lengths of texts.
+        rejected: (stage, reason, number of rows).
+        histograms: distributions of text lengths.
         samples: rows to show.
         settings: settings of the job.
     """

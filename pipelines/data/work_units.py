@@ -1,4 +1,4 @@
-"""Work in units: each is done by one task, committed whole, and not done again by a rerun."""
+"""Units of work: each is done by one task, committed atomically, and skipped by a rerun once finished."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -16,14 +16,14 @@ from pipelines.common.workers import Workers
 from pipelines.data.workspace import Workspace
 
 MAX_BLOCKS = 4000
-"""Ray tasks at most; above it, a task does several units."""
+"""Maximum number of Ray tasks; with more units, a task does several."""
 
 
 class UnitTask(Protocol):
-    """What is done with a unit; it writes what it makes, whole, under names that the unit's number determines."""
+    """The work on a unit. It writes files atomically, with names that depend only on the number of the unit."""
 
     def __call__(self, number: int, unit: dict[str, Any]) -> dict[str, Any]:
-        """Do the unit; gives its result as JSON values, with `rows_in`, `rows_out` and `rejected` (a count)."""
+        """Do a unit; returns JSON values, among them `rows_in`, `rows_out` and `rejected` (numbers of rows)."""
 
 
 def run_units(
@@ -35,24 +35,24 @@ def run_units(
     workers: Workers | None = None,
     on_result: Callable[[dict[str, Any]], None] = lambda result: None,
 ) -> list[dict[str, Any]]:
-    """Do what is left of a stage, and give the results of all its units in their order.
+    """Do the unfinished units of a stage; returns the results of all units in their order.
 
-    A unit is finished when its result file is there. It is written last, so a unit whose worker was killed is done
-    again, over the files that it left.
+    A unit is finished when its result file exists. That file is written last: a unit whose worker was killed is
+    repeated, and overwrites the files of the first attempt.
 
     Args:
         work: workspace of the output.
-        stage: name of the stage; a folder of the workspace.
-        units: JSON values, the same in every run.
-        task: travels to the workers.
-        progress: prints how far it is.
-        workers: processes that keep the task (and the model it has loaded); None for tasks on any free CPU.
-        on_result: called with every result, also those of an earlier run; may raise to stop the job.
+        stage: name of the stage, and of its folder in the workspace.
+        units: JSON values that are the same in every run.
+        task: sent to the workers by pickle.
+        progress: reports finished units.
+        workers: processes that keep the task, with any model it loaded; None for Ray tasks on any free CPU.
+        on_result: called with every result, including those of an earlier run; may raise to stop the job.
     """
     folder = work.folder(stage)
     results = finished_results(folder)
     if results:
-        print(f"{progress.verb}: {len(results)} of {len(units)} pieces of '{stage}' were done before", flush=True)
+        print(f"{progress.verb}: {len(results)} of {len(units)} pieces of '{stage}' are already finished", flush=True)
     rows = rejected = 0
     for result in results.values():
         on_result(result)
@@ -62,7 +62,7 @@ def run_units(
     if pending:
         dataset = ray.data.from_items(pending, override_num_blocks=min(len(pending), MAX_BLOCKS))
         if workers:
-            done = dataset.map_batches(
+            finished = dataset.map_batches(
                 RunUnits,
                 fn_constructor_args=[task, folder],
                 compute=ActorPoolStrategy(size=workers.count),
@@ -70,8 +70,8 @@ def run_units(
                 batch_size=1,
             )
         else:
-            done = dataset.map_batches(RunUnits(task, folder), batch_size=1)
-        for row in done.iter_rows():
+            finished = dataset.map_batches(RunUnits(task, folder), batch_size=1)
+        for row in finished.iter_rows():
             result = results[int(row["number"])] = json.loads(row["result"])
             on_result(result)
             work.lease.check()
@@ -81,19 +81,19 @@ def run_units(
 
 
 def finished_results(folder: UPath) -> dict[int, dict[str, Any]]:
-    """Results of the units that are finished, by number."""
+    """Results of the finished units, by number."""
     base = folder.path.rstrip("/")
     try:
         names = [name for name in folder.fs.ls(base, detail=False) if name.endswith(".json")]
     except FileNotFoundError:
         return {}
-    texts = folder.fs.cat_ranges(names, 0, None, on_error="raise")  # reads many at once; `cat` would expand patterns
+    texts = folder.fs.cat_ranges(names, 0, None, on_error="raise")  # concurrent; `cat` would expand glob patterns
     numbers = (int(name.rpartition("/")[2].removesuffix(".json")) for name in names)
     return {number: json.loads(text) for number, text in zip(numbers, texts, strict=True)}
 
 
 class RunUnits:
-    """Does units and commits their results, in a task or in an actor."""
+    """Does units and commits their results, in a Ray task or actor."""
 
     def __init__(self, task: UnitTask, folder: UPath) -> None:
         self.task, self.folder = task, folder

@@ -1,7 +1,7 @@
-"""Where an output grows until it is whole: the directory `.<name>.partial` beside it.
+"""The workspace of an unfinished output: the directory `.<name>.partial` next to it.
 
-One job at a time owns it, by a lease. A job that was killed is continued by the next run with the same settings and
-data; the output gets its name when everything is there.
+A lease gives it to one job at a time. The next run with the same settings and data resumes a job that was killed; the
+output is published under its name when it is complete.
 """
 
 import hashlib
@@ -29,48 +29,48 @@ class Workspace:
     """The unfinished output of a job."""
 
     output: UPath
-    """Final place."""
+    """Final path."""
     identity: Mapping[str, Any]
-    """What the output depends on: two runs with the same identity make the same output."""
+    """Everything the output depends on: two runs with the same identity make the same output."""
     lease: Lease
     manifest: dict[str, Any] = field(default_factory=dict)
-    """Manifest of the output if it is finished already: then there is nothing to do."""
+    """Manifest of the output if it is already finished; otherwise empty."""
 
     @property
     def partial(self) -> UPath:
-        """Everything that is not published yet."""
+        """Directory of the workspace."""
         return partial_path(self.output)
 
     def folder(self, name: str) -> UPath:
-        """A directory of the workspace, created if need be."""
+        """A directory in the workspace, created if necessary."""
         folder = self.partial / name
         make_directory(folder)
         return folder
 
     @property
     def tree(self) -> UPath:
-        """The files that will be published."""
+        """Directory of the files that will be published."""
         return self.folder(TREE)
 
     def planned(self, stage: str, plan: Callable[[UPath], list[dict[str, Any]]]) -> list[dict[str, Any]]:
-        """The units of a stage as JSON values: made by `plan` (given a folder for what it writes) the first time, and
-        the same in every run after."""
+        """The units of a stage as JSON values: made by `plan`, which gets a directory for its own files, in the first
+        run, and stored for all later runs."""
         path = self.partial / f"{stage}.plan.json"
         if not path.exists():
             write_whole(path, json.dumps(plan(self.folder(f"{stage}.plan"))).encode())
         return json.loads(path.read_bytes())
 
     def publish(self, manifest: Mapping[str, Any]) -> None:
-        """Give `tree` its final name, with a manifest, in place of what had it; then remove the workspace.
+        """Replace the output by `tree` and a manifest, then remove the workspace.
 
-        On a local disk this is one rename. Object storage has none: there, a mark (`_INCOMPLETE`) that our readers heed
-        stands in the output while files are copied, and the manifest comes last.
+        On a local disk this is one rename. Object storage cannot rename: there, the output contains a marker file
+        (`_INCOMPLETE`), which readers check, while files are copied; the manifest is copied last.
         """
         text = json.dumps({**manifest, "identity": self.identity}, indent=2).encode() + b"\n"
         write_whole(self.tree / MANIFEST, text)
         self.lease.check()
         if is_local(self.output):
-            for temporary in list(Path(self.tree.path).rglob(".*")):  # of workers that were killed while they wrote
+            for temporary in list(Path(self.tree.path).rglob(".*")):  # of workers killed while writing
                 remove(UPath(temporary))
             publish_directory(Path(self.tree.path), Path(self.output.path))
         else:
@@ -86,15 +86,15 @@ def partial_path(output: UPath) -> UPath:
 
 @contextmanager
 def claim(output: UPath, identity: Mapping[str, Any], overwrite: bool) -> Iterator[Workspace]:
-    """Own the workspace of an output while the block runs. What is in it stays there if the block fails.
+    """Hold the workspace of an output while the block runs. Its content is kept if the block fails.
 
     Args:
-        output: final place of the output.
-        identity: what the output depends on: `job`, `settings`, `source`.
-        overwrite: replace an output, or unfinished work, of another identity.
+        output: final path of the output.
+        identity: everything the output depends on: `job`, `settings`, `source`.
+        overwrite: replace an output, or unfinished work, with another identity.
 
     Raises:
-        ConfigError: another job owns it, or something of another identity is in the way.
+        ConfigError: another job holds it, or it has another identity and `overwrite` is false.
     """
     identity = json.loads(json.dumps(identity))
     partial = partial_path(output)
@@ -114,7 +114,7 @@ def claim(output: UPath, identity: Mapping[str, Any], overwrite: bool) -> Iterat
 
 
 def fingerprint(field: str, value: str, storage: Storage) -> str:
-    """Changes when a file at or below a path does: by names, sizes, and ETags or times."""
+    """Digest of the names, sizes and ETags or modification times of all files at or below a path."""
     path = existing_path(field, value, storage)
     digest = hashlib.sha256()
     with explained(field, value):
@@ -127,8 +127,8 @@ def fingerprint(field: str, value: str, storage: Storage) -> str:
 def _refuse_other_output(output: UPath, manifest: Mapping[str, Any], identity: Mapping, overwrite: bool) -> None:
     if manifest and not overwrite:
         raise ConfigError(
-            f"output='{output}' is finished, but with {_difference(manifest.get('identity', {}), identity)}; choose"
-            " another output, or replace it with --set overwrite=true"
+            f"output='{output}' is finished, but was made with {_difference(manifest.get('identity', {}), identity)};"
+            " choose another output, or replace it with --set overwrite=true"
         )
     if manifest or (output / INCOMPLETE).exists() or not output.exists():
         return
@@ -142,13 +142,13 @@ def _refuse_other_output(output: UPath, manifest: Mapping[str, Any], identity: M
 def _continue_or_start(partial: UPath, output: UPath, identity: Mapping[str, Any], overwrite: bool) -> None:
     path = partial / IDENTITY
     if path.exists():
-        theirs = json.loads(path.read_bytes())
-        if theirs == identity:
+        unfinished = json.loads(path.read_bytes())
+        if unfinished == identity:
             return
         if not overwrite:
             raise ConfigError(
-                f"output='{output}' has unfinished work with {_difference(theirs, identity)}; run it with those"
-                " settings to finish it, choose another output, or drop that work with --set overwrite=true"
+                f"output='{output}' has unfinished work with {_difference(unfinished, identity)}; run with those"
+                " settings to finish it, choose another output, or discard that work with --set overwrite=true"
             )
     for entry in list(partial.iterdir()):
         if entry.name != LEASE:
@@ -156,14 +156,15 @@ def _continue_or_start(partial: UPath, output: UPath, identity: Mapping[str, Any
     write_whole(path, json.dumps(identity).encode())
 
 
-def _difference(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
-    if theirs.get("job") != ours.get("job"):
-        return f"job '{theirs.get('job')}'"
-    before, after = _flat(theirs.get("settings", {})), _flat(ours.get("settings", {}))
+def _difference(existing: Mapping[str, Any], requested: Mapping[str, Any]) -> str:
+    """What distinguishes an existing identity from the requested one, for messages."""
+    if existing.get("job") != requested.get("job"):
+        return f"job '{existing.get('job')}'"
+    before, after = _flat(existing.get("settings", {})), _flat(requested.get("settings", {}))
     changed = [f"{key}={before.get(key)!r}" for key in sorted(before | after) if before.get(key) != after.get(key)]
     if changed:
         return f"other settings ({', '.join(changed)})"
-    return "other data: the files of the input have changed" if theirs.get("source") != ours.get("source") else "others"
+    return "other data: the files of the input have changed"
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -106,7 +106,7 @@ def undisturbed(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
 
 
 def done_before(log: str, stage: str) -> int:
-    found = re.search(rf"(\d+) of \d+ pieces of '{stage}' were done before", log)
+    found = re.search(rf"(\d+) of \d+ pieces of '{stage}' are already finished", log)
     return int(found[1]) if found else 0
 
 

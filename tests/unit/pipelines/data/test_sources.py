@@ -401,7 +401,7 @@ def test_unreadable_sources_are_named_in_the_error(
 
 def test_missing_columns_are_an_error_that_lists_the_columns(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "x.parquet", k=["1"], picture=[jpeg(1)], words=["x"])
-    with pytest.raises(DataError, match=r"no image column \(under any well-known name\); it has k, picture, words; name"):
+    with pytest.raises(DataError, match=r"no image column \(under any well-known name\); it has k, picture, words;"):
         open_set(path)
     with pytest.raises(DataError, match=r"no caption column \('wrods'\)"):
         open_set(path, image="picture", caption="wrods")

@@ -1,4 +1,4 @@
-"""Summary strategies: settings, models, early errors, and what becomes of summaries that fail their checks."""
+"""Summary strategies: settings, models, errors before the start, and replacement of summaries that fail checks."""
 
 import importlib.util
 from collections import Counter
@@ -50,14 +50,14 @@ def settings_of(strategy: str, **group: Any) -> SummarySettings:
 
 
 def settings_error(*sets: str) -> str:
-    """The one line with which settings are refused."""
-    with pytest.raises(ConfigError) as refused:
+    """The one-line error for wrong settings."""
+    with pytest.raises(ConfigError) as error:
         load_settings(SummarySettings, "", [part for each in sets for part in ("--set", each)])
-    assert "\n" not in str(refused.value)
-    return str(refused.value)
+    assert "\n" not in str(error.value)
+    return str(error.value)
 
 
-def test_strategies_of_settings() -> None:
+def test_settings_of_one_and_several_strategies() -> None:
     assert get_args(Strategy) == STRATEGIES
     assert set(MODEL_FREE) | set(GENERATED) | {"extractive_embedding"} == set(STRATEGIES)
     one, several = settings_of("drop_first"), SummarySettings(strategy=("extractive", "drop_first"))
@@ -72,7 +72,7 @@ def test_strategies_of_settings() -> None:
 
 def test_every_setting_is_documented() -> None:
     lines = describe(SummarySettings).splitlines()
-    assert all(line.strip() for line in lines), "a setting without a text"
+    assert all(line.strip() for line in lines), "a setting has no description"
     assert "  seq2seq.num_beams = 4" in lines
 
 
@@ -103,7 +103,7 @@ def test_wrong_settings_are_one_line(sets: list[str], message: str) -> None:
     assert message in settings_error(*sets)
 
 
-def test_prompts_take_captions_as_they_are() -> None:
+def test_prompts_insert_captions_unchanged() -> None:
     settings = settings_of("chat", model="m", system="", prompt="Say: {caption} {x}")
     assert settings.chat.messages("{caption} 5% {y}") == [{"role": "user", "content": "Say: {caption} 5% {y} {x}"}]
     assert [message["role"] for message in settings_of("chat", model="m").chat.messages("c")] == ["system", "user"]
@@ -120,29 +120,29 @@ def test_strategies_without_a_model(strategy: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["t5", "bart"])
-def test_seq2seq_answers_do_not_depend_on_batches(name: str, request: pytest.FixtureRequest) -> None:
-    def answers(**group: Any) -> list[str]:
+def test_seq2seq_summaries_do_not_depend_on_batches(name: str, request: pytest.FixtureRequest) -> None:
+    def generated(**group: Any) -> list[str]:
         settings = settings_of("seq2seq", model=request.getfixturevalue(name), max_new_tokens=8, **group)
         check_strategies(settings)
         return load_summarizer("seq2seq", settings)(CAPTIONS, KEYS)
 
     for num_beams in (1, 3):
-        alone = answers(batch_size=1, num_beams=num_beams)
-        assert alone == answers(batch_size=4, num_beams=num_beams)
-        assert len(set(alone)) > 2, "the answers must depend on the captions"
-        assert max(len(answer.split()) for answer in alone) == 8
+        alone = generated(batch_size=1, num_beams=num_beams)
+        assert alone == generated(batch_size=4, num_beams=num_beams)
+        assert len(set(alone)) > 2, "the summaries must depend on the captions"
+        assert max(len(text.split()) for text in alone) == 8
 
 
-def test_chat_answers_do_not_depend_on_batches(llama: str) -> None:
-    def answers(batch_size: int) -> list[str]:
+def test_chat_summaries_do_not_depend_on_batches(llama: str) -> None:
+    def generated(batch_size: int) -> list[str]:
         settings = settings_of("chat", model=llama, prompt="{caption}", max_new_tokens=8, batch_size=batch_size)
         check_strategies(settings)
         return load_summarizer("chat", settings)(CAPTIONS, KEYS)
 
-    alone = answers(1)
-    assert alone == answers(4)
+    alone = generated(1)
+    assert alone == generated(4)
     assert len(set(alone)) > 2
-    assert all(len(answer.split()) <= 8 for answer in alone), "the prompt is no part of the answer"
+    assert all(len(text.split()) <= 8 for text in alone), "the prompt must not be part of the summary"
 
 
 def test_no_captions_give_no_summaries(t5: str, llama: str) -> None:
@@ -150,35 +150,35 @@ def test_no_captions_give_no_summaries(t5: str, llama: str) -> None:
     assert load_summarizer("chat", settings_of("chat", model=llama, prompt="{caption}", max_new_tokens=8))([], []) == []
 
 
-def test_captions_are_cut_to_what_a_model_reads(bart: str, llama: str) -> None:
-    endless = " ".join(["the dog runs near a boat ."] * 60)
+def test_long_captions_are_truncated_to_the_positions_of_a_model(bart: str, llama: str) -> None:
+    long_caption = " ".join(["the dog runs near a boat ."] * 60)
     for strategy, model in (("seq2seq", bart), ("chat", llama)):
         settings = settings_of(strategy, model=model, prompt="{caption} : answer", max_new_tokens=8)
         summarize = load_summarizer(strategy, settings)
         kept = summarize.caption_tokens  # type: ignore[attr-defined]
         assert 8 <= kept < 64
-        assert summarize([endless], ["0"]) == summarize([" ".join(endless.split()[:kept])], ["0"])
-        tight = settings_of(strategy, model=model, prompt="a dog " * 40 + "{caption}")
+        assert summarize([long_caption], ["0"]) == summarize([" ".join(long_caption.split()[:kept])], ["0"])
+        without_room = settings_of(strategy, model=model, prompt="a dog " * 40 + "{caption}")
         with pytest.raises(ConfigError, match=f"{strategy}.prompt: .* leave no room"):
-            load_summarizer(strategy, tight)
-    with pytest.raises(ConfigError, match="leave no room for it among 0;"):
+            load_summarizer(strategy, without_room)
+    with pytest.raises(ConfigError, match="leave no room for one within 0;"):
         load_summarizer("chat", settings_of("chat", model=llama, max_new_tokens=64))
 
 
-def test_batches_keep_the_order_and_hold_similar_lengths() -> None:
-    seen: list[list[int]] = []
+def test_batches_have_similar_lengths_and_results_keep_their_order() -> None:
+    batches: list[list[int]] = []
 
     def run(batch: list[str]) -> list[str]:
-        seen.append([len(text) for text in batch])
+        batches.append([len(text) for text in batch])
         return [text.upper() for text in batch]
 
     texts = ["ccc", "a", "dddd", "bb", "eeeee"]
     assert in_batches(texts, 2, len, run) == [text.upper() for text in texts]
-    assert seen == [[5, 4], [3, 2], [1]]
+    assert batches == [[5, 4], [3, 2], [1]]
 
 
-def test_models_are_looked_at_before_a_job_starts(tmp_path: Path, t5: str, bart: str, llama: str) -> None:
-    (tmp_path / "note").write_text("no directory")
+def test_unusable_models_are_errors_before_the_start(tmp_path: Path, t5: str, bart: str, llama: str) -> None:
+    (tmp_path / "note").write_text("not a directory")
     without_weights, not_json, base = tmp_path / "config", tmp_path / "broken", tmp_path / "base"
     transformers.LlamaConfig(**SMALL).save_pretrained(without_weights)
     not_json.mkdir()
@@ -191,28 +191,28 @@ def test_models_are_looked_at_before_a_job_starts(tmp_path: Path, t5: str, bart:
         tokenizer(False),
     )
 
-    def refused(kind: type[Exception], strategy: str, **group: Any) -> str:
+    def error_of(kind: type[Exception], strategy: str, **group: Any) -> str:
         with pytest.raises(kind) as error:
             check_strategies(settings_of(strategy, **group))
         assert "\n" not in str(error.value)
         return str(error.value)
 
-    assert f"seq2seq.model='{tmp_path}/no' does not exist" in refused(
+    assert f"seq2seq.model='{tmp_path}/no' does not exist" in error_of(
         CheckpointError, "seq2seq", model=f"{tmp_path}/no"
     )
-    assert "is a file, not a directory" in refused(CheckpointError, "chat", model=str(tmp_path / "note"))
-    assert "holds no safetensors weights" in refused(CheckpointError, "chat", model=str(without_weights))
-    assert "cannot be read" in refused(CheckpointError, "seq2seq", model=str(not_json))
-    assert "is a 'llama' model, not an encoder-decoder" in refused(CheckpointError, "seq2seq", model=llama)
-    assert "is a 't5' model, not a causal" in refused(CheckpointError, "chat", model=t5)
-    assert "is a 'bart' model, not a causal" in refused(CheckpointError, "chat", model=bart)
-    assert "has no chat template" in refused(CheckpointError, "chat", model=str(base))
-    strict = refused(ConfigError, "chat", model=llama, template_options={"strict": True})
-    assert "refuses the conversation: no system; set chat.system to nothing" in strict
+    assert "is a file, not a directory" in error_of(CheckpointError, "chat", model=str(tmp_path / "note"))
+    assert "has no safetensors weights" in error_of(CheckpointError, "chat", model=str(without_weights))
+    assert "cannot be read" in error_of(CheckpointError, "seq2seq", model=str(not_json))
+    assert "is a 'llama' model, not an encoder-decoder" in error_of(CheckpointError, "seq2seq", model=llama)
+    assert "is a 't5' model, not a causal" in error_of(CheckpointError, "chat", model=t5)
+    assert "is a 'bart' model, not a causal" in error_of(CheckpointError, "chat", model=bart)
+    assert "has no chat template" in error_of(CheckpointError, "chat", model=str(base))
+    strict = error_of(ConfigError, "chat", model=llama, template_options={"strict": True})
+    assert "rejects the conversation: no system; set chat.system to an empty text" in strict
     check_strategies(settings_of("chat", model=llama, system="", template_options={"strict": True}))
 
 
-def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_names_missing_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install 'longclip\[embedding\]'"):
         check_strategies(settings_of("extractive_embedding"))
@@ -220,12 +220,12 @@ def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
         check_strategies(settings_of("vllm", model="org/name"))
 
 
-def test_vllm_has_no_summarizer_of_its_own() -> None:
+def test_vllm_has_no_summarizer() -> None:
     with pytest.raises(ValueError, match="strategy 'vllm' has no summarizer"):
         load_summarizer("vllm", settings_of("vllm", model="org/name"))
 
 
-def test_summaries_that_fail_are_replaced_and_counted() -> None:
+def test_summaries_that_fail_checks_are_replaced_and_counted() -> None:
     captions = [f"{caption} Two horses stand on green grass." for caption in CAPTIONS[:5]]
     good = "Summary: Two horses stand on grass."
     texts = [f'"{good}"', "", captions[2], "A spaceship lands on purple mountains.", "horses " * 90]
@@ -240,7 +240,7 @@ def test_summaries_that_fail_are_replaced_and_counted() -> None:
 
 
 @needs_minilm
-def test_the_central_sentence_is_found_by_meaning() -> None:
+def test_embedding_summary_is_the_most_central_sentence() -> None:
     captions = [
         "A golden retriever leaps for a frisbee on the lawn. A puppy plays fetch in the grass. The dog catches a toy in"
         " mid-air in the garden. A mailbox stands by the road.",
@@ -267,7 +267,7 @@ def test_embeddings_do_not_depend_on_batches() -> None:
 
 @needs_minilm
 @pytest.mark.slow
-def test_embeddings_are_those_of_sentence_transformers() -> None:
+def test_embeddings_equal_those_of_sentence_transformers() -> None:
     reference = pytest.importorskip("sentence_transformers")
     from pipelines.data.summaries.sentence_embedding import embedding_source
 
@@ -284,7 +284,7 @@ def test_embeddings_are_those_of_sentence_transformers() -> None:
 
 
 @pytest.mark.parametrize(
-    ("pooling", "by"),
+    ("pooling", "rejected"),
     [
         ('{"pooling_mode_cls_token": true, "pooling_mode_mean_tokens": false}', r"\['pooling_mode_cls_token'\]"),
         ('{"pooling_mode": "lasttoken"}', "lasttoken"),
@@ -293,15 +293,15 @@ def test_embeddings_are_those_of_sentence_transformers() -> None:
         (None, None),
     ],
 )
-def test_encoders_that_pool_otherwise_are_refused(tmp_path: Path, pooling: str | None, by: str | None) -> None:
+def test_encoders_without_mean_pooling_are_rejected(tmp_path: Path, pooling: str | None, rejected: str | None) -> None:
     config = transformers.BertConfig(vocab_size=VOCABULARY_SIZE, **SMALL)
     source = saved(tmp_path, config, transformers.AutoModel, tokenizer(end=True))
     if pooling:
         (tmp_path / "1_Pooling").mkdir()
         (tmp_path / "1_Pooling" / "config.json").write_text(pooling)
     settings = settings_of("extractive_embedding", model=source)
-    if by:
-        with pytest.raises(CheckpointError, match=f"makes its embeddings by {by}"):
+    if rejected:
+        with pytest.raises(CheckpointError, match=f"uses {rejected} pooling"):
             check_strategies(settings)
     else:
         check_strategies(settings)

@@ -1,4 +1,4 @@
-"""An output grows aside, belongs to one job at a time, survives kills, and appears whole."""
+"""Workspaces: one job at a time holds an output, kills lose no finished work, and publication is atomic."""
 
 import json
 import signal
@@ -33,7 +33,7 @@ def quick_lease(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(params=["local", "memory"])
 def output(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[UPath]:
-    """An output that is not there yet, on a disk and on storage without directories and renaming."""
+    """Path of an output that does not exist yet, on a disk and on storage without directories and renaming."""
     if request.param == "local":
         yield UPath(tmp_path / "deep" / "out")
     else:
@@ -56,7 +56,7 @@ def make(output: UPath, identity: dict[str, Any] = IDENTITY, overwrite: bool = F
     return work
 
 
-def test_an_output_appears_whole_and_its_workspace_is_gone(output: UPath) -> None:
+def test_publication_is_atomic_and_removes_the_workspace(output: UPath) -> None:
     with claim(output, IDENTITY, overwrite=False) as work:
         write_whole(work.tree / "data.parquet", b"x")
         assert not output.exists()
@@ -67,7 +67,7 @@ def test_an_output_appears_whole_and_its_workspace_is_gone(output: UPath) -> Non
     assert names(partial_path(output)) == set()
 
 
-def test_a_finished_output_is_not_made_again(output: UPath) -> None:
+def test_finished_output_is_not_made_twice(output: UPath) -> None:
     make(output, text="first")
     assert make(output, text="second").manifest["counts"] == {"rows_out": 1}
     assert make(output, overwrite=True, text="second").manifest
@@ -75,10 +75,10 @@ def test_a_finished_output_is_not_made_again(output: UPath) -> None:
     assert names(partial_path(output)) == set()
 
 
-def test_an_output_of_other_settings_is_replaced_only_on_demand(output: UPath) -> None:
+def test_output_of_other_settings_is_replaced_only_with_overwrite(output: UPath) -> None:
     make(output)
-    write_whole(output / "stale.parquet", b"of the first")
-    with pytest.raises(ConfigError, match=r"finished, but with other settings \(a.b=1\).*overwrite=true"):
+    write_whole(output / "stale.parquet", b"old")
+    with pytest.raises(ConfigError, match=r"finished, but was made with other settings \(a.b=1\).*overwrite=true"):
         make(output, OTHER)
     assert (output / "stale.parquet").exists()
     make(output, OTHER, overwrite=True, text="new")
@@ -86,16 +86,16 @@ def test_an_output_of_other_settings_is_replaced_only_on_demand(output: UPath) -
     assert (output / "data.parquet").read_bytes() == b"new"
 
 
-def test_changed_data_and_another_job_are_named(output: UPath) -> None:
+def test_error_names_changed_data_or_another_job(output: UPath) -> None:
     make(output)
     with pytest.raises(ConfigError, match="other data: the files of the input have changed"):
         make(output, IDENTITY | {"source": "y"})
-    with pytest.raises(ConfigError, match="with job 'test'"):
+    with pytest.raises(ConfigError, match="made with job 'test'"):
         make(output, IDENTITY | {"job": "another"})
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_what_is_not_ours_is_never_touched(output: UPath, overwrite: bool) -> None:
+def test_files_of_others_are_never_touched(output: UPath, overwrite: bool) -> None:
     if output.protocol == "":
         output.mkdir(parents=True)
     write_whole(output / "thesis.txt", b"years of work")
@@ -104,7 +104,7 @@ def test_what_is_not_ours_is_never_touched(output: UPath, overwrite: bool) -> No
     assert names(output) == {"thesis.txt"}
 
 
-def stop_in_the_middle(output: UPath) -> None:
+def make_unfinished_work(output: UPath) -> None:
     """Plan one piece, finish it, and fail before anything is published."""
 
     def job() -> None:
@@ -117,23 +117,23 @@ def stop_in_the_middle(output: UPath) -> None:
         job()
 
 
-def test_unfinished_work_is_continued_with_the_same_plan(output: UPath) -> None:
-    stop_in_the_middle(output)
+def test_unfinished_work_is_resumed_with_the_same_plan(output: UPath) -> None:
+    make_unfinished_work(output)
     assert not output.exists()
     with claim(output, IDENTITY, overwrite=False) as work:
         assert work.planned("stage", lambda folder: [{"piece": 2}]) == [{"piece": 1}]
         assert (work.folder("stage") / "000000.json").exists()
 
 
-def test_unfinished_work_of_other_settings_is_dropped_only_on_demand(output: UPath) -> None:
-    stop_in_the_middle(output)
+def test_unfinished_work_of_other_settings_is_discarded_only_with_overwrite(output: UPath) -> None:
+    make_unfinished_work(output)
     with pytest.raises(ConfigError, match=r"unfinished work with other settings \(a.b=1\)"):
         make(output, OTHER)
     with claim(output, OTHER, overwrite=True) as work:
         assert not (work.folder("stage") / "000000.json").exists()
 
 
-def test_half_files_of_killed_workers_are_not_published(tmp_path: Path) -> None:
+def test_partial_files_of_killed_workers_are_not_published(tmp_path: Path) -> None:
     output = UPath(tmp_path / "out")
     with claim(output, IDENTITY, overwrite=False) as work:
         write_whole(work.tree / "data.parquet", b"x")
@@ -142,22 +142,22 @@ def test_half_files_of_killed_workers_are_not_published(tmp_path: Path) -> None:
     assert names(output) == {"data.parquet", MANIFEST}
 
 
-def test_on_object_storage_a_mark_stands_while_files_are_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_object_storage_has_a_marker_while_files_are_copied(monkeypatch: pytest.MonkeyPatch) -> None:
     output = UPath("memory://bucket/out")
     copies: list[tuple[str, bool]] = []
-    copy = type(output.fs).cp_file
+    original = type(output.fs).cp_file
 
-    def watched(self: Any, source: str, target: str, **options: Any) -> None:
+    def cp_file(self: Any, source: str, target: str, **options: Any) -> None:
         copies.append((target.rpartition("/")[2], (output / INCOMPLETE).exists()))
-        copy(self, source, target, **options)
+        original(self, source, target, **options)
 
-    monkeypatch.setattr(type(output.fs), "cp_file", watched)
+    monkeypatch.setattr(type(output.fs), "cp_file", cp_file)
     make(output)
     output.fs.rm("/bucket", recursive=True)
     assert copies == [("data.parquet", True), (MANIFEST, True)]
 
 
-def test_a_publication_that_was_cut_is_completed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_publication_is_completed_by_the_next_run(monkeypatch: pytest.MonkeyPatch) -> None:
     output = UPath("memory://bucket/out")
     with monkeypatch.context() as patch:
         patch.setattr(type(output.fs), "cp_file", lambda *_, **__: (_ for _ in ()).throw(OSError("cut")))
@@ -169,7 +169,7 @@ def test_a_publication_that_was_cut_is_completed(monkeypatch: pytest.MonkeyPatch
     output.fs.rm("/bucket", recursive=True)
 
 
-def test_a_file_that_fails_leaves_nothing(output: UPath) -> None:
+def test_failed_write_leaves_no_file(output: UPath) -> None:
     if output.protocol == "":
         output.mkdir(parents=True)
 
@@ -183,7 +183,7 @@ def test_a_file_that_fails_leaves_nothing(output: UPath) -> None:
     assert names(output) == set()
 
 
-def test_the_second_job_on_an_output_refuses(output: UPath) -> None:
+def test_second_job_on_an_output_is_rejected(output: UPath) -> None:
     with claim(output, IDENTITY, overwrite=False):
         with pytest.raises(ConfigError, match=r"being written by another job \(process \d+ on"):
             make(output)
@@ -191,8 +191,8 @@ def test_the_second_job_on_an_output_refuses(output: UPath) -> None:
     make(output)
 
 
-def test_a_lease_that_stands_still_is_taken_over(output: UPath) -> None:
-    dead = {"owner": "dead", "host": "elsewhere", "pid": 1, "beat": 7}
+def test_lease_without_heartbeat_is_taken_over(output: UPath) -> None:
+    dead = {"owner": "dead", "host": "another-host", "pid": 1, "beat": 7}
     partial = partial_path(output)
     if output.protocol == "":
         partial.mkdir(parents=True)
@@ -201,19 +201,19 @@ def test_a_lease_that_stands_still_is_taken_over(output: UPath) -> None:
     assert (output / "data.parquet").exists()
 
 
-def test_of_two_that_find_a_dead_lease_one_gets_it(tmp_path: Path) -> None:
+def test_dead_lease_is_taken_over_by_one_of_two_jobs(tmp_path: Path) -> None:
     path = UPath(tmp_path / "lease.json")
-    write_whole(path, json.dumps({"owner": "dead", "host": "elsewhere", "pid": 1, "beat": 7}).encode())
+    write_whole(path, json.dumps({"owner": "dead", "host": "another-host", "pid": 1, "beat": 7}).encode())
     outcomes: list[str] = []
     inside = threading.Barrier(2, timeout=20)
 
     def take() -> None:
         try:
             with Lease(path, "place"):
-                outcomes.append("got it")
+                outcomes.append("acquired")
                 inside.wait()
         except LongClipError:
-            outcomes.append("refused")
+            outcomes.append("rejected")
             inside.wait()
 
     threads = [threading.Thread(target=take) for _ in range(2)]
@@ -221,10 +221,10 @@ def test_of_two_that_find_a_dead_lease_one_gets_it(tmp_path: Path) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(outcomes) == ["got it", "refused"]
+    assert sorted(outcomes) == ["acquired", "rejected"]
 
 
-def test_who_lost_the_lease_publishes_nothing(output: UPath) -> None:
+def test_job_that_lost_its_lease_publishes_nothing(output: UPath) -> None:
 
     def job() -> None:
         with claim(output, IDENTITY, overwrite=False) as work:
@@ -238,7 +238,7 @@ def test_who_lost_the_lease_publishes_nothing(output: UPath) -> None:
     assert json.loads((partial_path(output) / "lease.json").read_bytes()) == {"owner": "another"}
 
 
-def test_a_lease_of_a_killed_process_is_free_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lease_of_a_killed_process_is_released_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease_module, "WATCH_SECONDS", 3600)
     path = tmp_path / "lease.json"
     program = f"""
@@ -246,12 +246,12 @@ import time
 from upath import UPath
 from pipelines.common.lease import Lease
 with Lease(UPath({str(path)!r}), "place"):
-    print("mine", flush=True)
+    print("acquired", flush=True)
     time.sleep(600)
 """
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, cwd=ROOT, text=True) as process:
         assert process.stdout is not None
-        assert process.stdout.readline() == "mine\n"
+        assert process.stdout.readline() == "acquired\n"
         process.send_signal(signal.SIGKILL)
     assert path.exists()
     with Lease(UPath(path), "place"):
