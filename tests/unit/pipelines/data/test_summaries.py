@@ -159,7 +159,7 @@ def test_long_captions_are_truncated_to_the_positions_of_a_model(bart: str, llam
         assert 8 <= kept < 64
         assert summarize([long_caption], ["0"]) == summarize([" ".join(long_caption.split()[:kept])], ["0"])
         without_room = settings_of(strategy, model=model, prompt="a dog " * 40 + "{caption}")
-        with pytest.raises(ConfigError, match=f"{strategy}.prompt: .* leave no room"):
+        with pytest.raises(ConfigError, match=f"{strategy}.prompt has .* leave no room"):
             load_summarizer(strategy, without_room)
     with pytest.raises(ConfigError, match="leave no room for one within 0;"):
         load_summarizer("chat", settings_of("chat", model=llama, max_new_tokens=64))
