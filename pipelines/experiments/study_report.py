@@ -184,7 +184,7 @@ def stage_plot(result: StageResult) -> str:
     """Recall at 1 of a stage's models on every task, as SVG: each seed, their mean, and its interval."""
     rows = {
         label: [
-            Interval(*(100 * bound for bound in line.interval), 100 * mean, [100 * seed for seed in line.by_seed])
+            Interval(100 * line.interval[0], 100 * line.interval[1], 100 * mean, [100 * seed for seed in line.by_seed])
             for line, mean in ((line, float(np.mean(line.by_seed))) for line in lines)
         ]
         for label, lines in result.lines.items()
