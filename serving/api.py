@@ -1,4 +1,4 @@
-"""The HTTP API and the web page, on any `Service`. Knows no Ray Serve, and runs under any ASGI server."""
+"""The HTTP API and the web page, on any `Operations`. Knows no Ray Serve, and runs under any ASGI server."""
 
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -12,21 +12,21 @@ from serving import decoding as inputs
 from serving import schemas
 from serving.errors import install_handlers
 from serving.middleware import Admission, ApiKeys, BodyLimit, BrowserHeaders, GoneClients
-from serving.service import Service, unknown_id
+from serving.operations import Operations, unknown_id
 
 WEB = Path(__file__).resolve().parent / "web"
 EXAMPLES = 4
 
 
 def create_api(
-    service: Service,
+    operations: Operations,
     key_digests: frozenset[str] = frozenset(),
     export_metrics: Callable[[], Awaitable[str]] | None = None,
 ) -> FastAPI:
     """The application.
 
     Args:
-        service: what answers.
+        operations: what answers.
         key_digests: SHA-256 of the API keys that are let in, hexadecimal; without any, everybody is.
         export_metrics: gives the text of `GET /metrics`; without it there is no such route.
     """
@@ -49,22 +49,22 @@ def create_api(
     @api.post("/v1/embeddings")
     async def embeddings(request: schemas.EmbeddingsRequest) -> schemas.EmbeddingsResponse:
         """Unit-length embeddings of texts and images, in the order of the input."""
-        return await service.embed(request)
+        return await operations.embed(request)
 
     @api.post("/v1/search")
     async def search(http: Request, request: schemas.SearchRequest) -> schemas.SearchResponse:
         """The items of the index that are nearest to a text, an image, an item or a vector."""
-        return await service.search(request, http.scope.get("root_path", ""))
+        return await operations.search(request, http.scope.get("root_path", ""))
 
     @api.post("/v1/classify")
     async def classify(request: schemas.ClassifyRequest) -> schemas.ClassifyResponse:
         """Zero-shot classification of texts and images by labels that are given."""
-        return await service.classify(request)
+        return await operations.classify(request)
 
     @api.get("/v1/thumbnails/{id:path}", response_class=Response, responses={200: {"content": {"image/jpeg": {}}}})
     async def thumbnail(id: str) -> Response:
         """The thumbnail of an item."""
-        data = await service.searcher.thumbnail(id)
+        data = await operations.searcher.thumbnail(id)
         if data is None:
             raise unknown_id("id")
         return Response(data, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=300"})
@@ -72,25 +72,25 @@ def create_api(
     @api.post("/v1/tokenize")
     async def tokenize(request: schemas.TokenizeRequest) -> schemas.TokenizeResponse:
         """How many tokens a text has."""
-        tokens = await service.count_tokens(request.text)
-        return schemas.TokenizeResponse(tokens=tokens, context_length=service.model_info.context_length)
+        tokens = await operations.count_tokens(request.text)
+        return schemas.TokenizeResponse(tokens=tokens, context_length=operations.model_info.context_length)
 
     @api.get("/v1/examples")
     async def examples() -> schemas.Examples:
         """A few captions of the index, to start from; none without an index."""
-        found = [] if service.index_info is None else await service.searcher.examples(EXAMPLES)
+        found = [] if operations.index_info is None else await operations.searcher.examples(EXAMPLES)
         return schemas.Examples(examples=found)
 
     @api.get("/v1/models")
     async def models() -> schemas.ModelList:
         """The one model that is served."""
-        model = service.model_info
+        model = operations.model_info
         return schemas.ModelList(data=[schemas.ModelEntry(id=model.id, version=model.version)])
 
     @api.get("/info")
     async def info() -> schemas.Info:
         """The model, the index, and the limits of a request."""
-        return schemas.Info(model=service.model_info, index=service.index_info, limits=inputs.LIMITS)
+        return schemas.Info(model=operations.model_info, index=operations.index_info, limits=inputs.LIMITS)
 
     @api.get("/healthz")
     async def healthz() -> schemas.Status:
@@ -100,7 +100,7 @@ def create_api(
     @api.get("/readyz", response_model=schemas.Readiness, responses={503: {"model": schemas.Readiness}})
     async def readyz() -> JSONResponse:
         """Whether the model, and the index where there is one, answer: 200, or 503 with the reasons."""
-        reasons = await service.not_ready()
+        reasons = await operations.not_ready()
         if reasons:
             return JSONResponse({"status": "not ready", "reasons": reasons}, 503)
         return JSONResponse({"status": "ready", "reasons": []})

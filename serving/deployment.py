@@ -16,9 +16,9 @@ from serving.embedder import Embedder, Precision
 from serving.fetching import ImageFetcher
 from serving.index_source import IndexVersion, open_index
 from serving.model_source import Model, fetch
+from serving.operations import Operations
 from serving.retriever import ShardedSearcher
-from serving.searching import LocalSearcher, Searcher
-from serving.service import Service
+from serving.searcher import LocalSearcher, Searcher
 
 
 @serve.ingress()
@@ -40,12 +40,12 @@ class Replica:
         self._searcher = searcher(index, retrievers) if index else None
         self._warm = self._searched = False
         fetcher = ImageFetcher(image_hosts, MAX_IMAGE_BYTES) if image_hosts else None
-        self._service = Service(model, checkpoint, self._embedder, self._searcher, fetcher)
+        self._operations = Operations(model, checkpoint, self._embedder, self._searcher, fetcher)
         self._key_digests = key_digests
         self._telemetry = telemetry.Telemetry({"texts": self._embedder.texts, "images": self._embedder.images})
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        api = create_api(self._service, self._key_digests, telemetry.cluster_metrics)
+        api = create_api(self._operations, self._key_digests, telemetry.cluster_metrics)
         api.add_middleware(telemetry.Measured)
         return api
 
@@ -62,7 +62,7 @@ class Replica:
         if self._searcher and not self._searched:
             await self._searcher.check()
             self._searched = True
-        index = self._service.index_info
+        index = self._operations.index_info
         self._telemetry.publish(self._embedder.remembered, None if index is None else (str(index.version), index.count))
 
 

@@ -20,7 +20,7 @@ from longclip.errors import ConfigError
 from longclip.index import Match, merge_matches
 from serving.errors import ApiError
 from serving.index_source import IndexVersion, open_shard, reread
-from serving.searching import LocalSearcher, Target, check_target, index_info
+from serving.searcher import LocalSearcher, Target, check_target, index_info
 
 MAX_SHARDS = 16
 """Shards that a retriever holds open; memory-mapped, so memory goes to those parts of them that are searched."""

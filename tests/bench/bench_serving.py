@@ -90,11 +90,11 @@ def serve_alone(model: Path, port: int) -> None:
     from serving.api import create_api
     from serving.embedder import Embedder
     from serving.model_source import open_model
-    from serving.service import Service
+    from serving.operations import Operations
 
     found, checkpoint = open_model(str(model), ""), load_checkpoint(model)
-    service = Service(found, checkpoint, Embedder(checkpoint, THREADS))
-    run_api(create_api(service), port)
+    operations = Operations(found, checkpoint, Embedder(checkpoint, THREADS))
+    run_api(create_api(operations), port)
 
 
 def serve_plain(model: Path, port: int) -> None:

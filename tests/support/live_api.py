@@ -15,23 +15,23 @@ from serving.api import create_api
 from serving.embedder import Embedder
 from serving.middleware import key_digest
 from serving.model_source import open_model
-from serving.searching import LocalSearcher
-from serving.service import Service
+from serving.operations import Operations
+from serving.searcher import LocalSearcher
 from tests.support.s3_server import free_ports
 
 KEY = "a-key-for-tests-0123456789"
 
 
-def scenes_service(model: Path, index: Path) -> Service:
+def scenes_operations(model: Path, index: Path) -> Operations:
     """What answers with a model and the first version of an index."""
     checkpoint = load_checkpoint(model)
     searcher = LocalSearcher(PublishedIndex.open(version_directory(index, 1)))
-    return Service(open_model(str(model), ""), checkpoint, Embedder(checkpoint, 1), searcher)
+    return Operations(open_model(str(model), ""), checkpoint, Embedder(checkpoint, 1), searcher)
 
 
 def scenes_api(model: Path, index: Path, key: str | None = KEY) -> FastAPI:
     """An API over it."""
-    return create_api(scenes_service(model, index), frozenset([key_digest(key)] if key else []))
+    return create_api(scenes_operations(model, index), frozenset([key_digest(key)] if key else []))
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from longclip.checkpoint import Checkpoint
 from serving import client as client_module
 from serving.api import create_api
 from serving.client import AsyncClient, Client, Input, ServerError
-from tests.support.live_api import KEY, running_api, scenes_api, scenes_service
+from tests.support.live_api import KEY, running_api, scenes_api, scenes_operations
 from tests.support.pictures import picture
 from tests.support.scenes_index import COUNT, library_image_embedding, library_text_embedding, scene, write_index
 
@@ -217,7 +217,7 @@ def test_work_for_a_client_that_left_is_given_up(
     index: Path, tiny_checkpoint_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without Serve, whose own proxy would cancel the request, as behind HAProxy."""
-    service = scenes_service(tiny_checkpoint_dir, index)
+    operations = scenes_operations(tiny_checkpoint_dir, index)
     started, given_up = threading.Event(), threading.Event()
 
     async def embed_texts(tokens: object) -> None:
@@ -228,9 +228,9 @@ def test_work_for_a_client_that_left_is_given_up(
             given_up.set()
             raise
 
-    with running_api(create_api(service)) as url:
+    with running_api(create_api(operations)) as url:
         with monkeypatch.context() as patch:
-            patch.setattr(service.embedder, "embed_texts", embed_texts)
+            patch.setattr(operations.embedder, "embed_texts", embed_texts)
             with pytest.raises(httpx.ReadTimeout):
                 httpx.post(f"{url}/v1/embeddings", json={"input": "a dog"}, timeout=httpx.Timeout(60, read=0.5))
             assert started.is_set()

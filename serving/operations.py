@@ -22,7 +22,7 @@ from serving.embedder import Embedder
 from serving.errors import ApiError
 from serving.fetching import ImageFetcher, NotFetchedError
 from serving.model_source import Model
-from serving.searching import Searcher
+from serving.searcher import Searcher
 from serving.telemetry import stage
 
 Read = TypeVar("Read")
@@ -30,7 +30,7 @@ Read = TypeVar("Read")
 NO_INDEX = "this server has no index; start it with index=DIRECTORY"
 
 
-class Service:
+class Operations:
     """Embeds, searches and classifies with one model, and the index that was made with it."""
 
     def __init__(
