@@ -1,4 +1,4 @@
-"""The HTTP API and the web page, on any `Operations`. Knows no Ray Serve, and runs under any ASGI server."""
+"""The HTTP API and the web page. Independent of Ray Serve: it runs under any ASGI server."""
 
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -8,14 +8,13 @@ from fastapi.requests import Request
 from fastapi.responses import FileResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
 
-from serving import decoding as inputs
-from serving import schemas
+from serving import limits, schemas
 from serving.errors import install_handlers
-from serving.middleware import Admission, ApiKeys, BodyLimit, BrowserHeaders, GoneClients
+from serving.middleware import Admission, ApiKeys, BodyLimit, BrowserHeaders, CancelOnDisconnect
 from serving.operations import Operations, unknown_id
 
 WEB = Path(__file__).resolve().parent / "web"
-EXAMPLES = 4
+EXAMPLE_COUNT = 4
 
 
 def create_api(
@@ -23,23 +22,24 @@ def create_api(
     key_digests: frozenset[str] = frozenset(),
     export_metrics: Callable[[], Awaitable[str]] | None = None,
 ) -> FastAPI:
-    """The application.
+    """The FastAPI application.
 
     Args:
-        operations: what answers.
-        key_digests: SHA-256 of the API keys that are let in, hexadecimal; without any, everybody is.
-        export_metrics: gives the text of `GET /metrics`; without it there is no such route.
+        operations: computes the responses.
+        key_digests: SHA-256 of the accepted API keys, hexadecimal; if empty, no key is required.
+        export_metrics: returns the text of `GET /metrics`; None omits this route.
     """
-    # The interactive pages of FastAPI load scripts from elsewhere, which the content security policy forbids.
+    # FastAPI's interactive pages load scripts from another host, which the content security policy forbids.
     api = FastAPI(title="Long-CLIP", docs_url=None, redoc_url=None)
-    # The last one that is added is the outermost: who has no key takes no place, and every answer gets the headers.
-    api.add_middleware(BodyLimit, max_bytes=inputs.MAX_BODY_BYTES, seconds=inputs.BODY_SECONDS)
-    api.add_middleware(GoneClients)
+    # The last one added is the outermost: requests without a key do not count as admitted, and every response gets
+    # the browser headers.
+    api.add_middleware(BodyLimit, max_bytes=limits.MAX_BODY_BYTES, seconds=limits.BODY_SECONDS)
+    api.add_middleware(CancelOnDisconnect)
     api.add_middleware(
         Admission,
-        max_requests=inputs.MAX_REQUESTS,
-        max_bytes=inputs.MAX_BYTES_IN_FLIGHT,
-        unannounced=inputs.MAX_BODY_BYTES,
+        max_requests=limits.MAX_REQUESTS,
+        max_bytes=limits.MAX_BYTES_IN_FLIGHT,
+        default_bytes=limits.MAX_BODY_BYTES,
     )
     api.add_middleware(ApiKeys, digests=key_digests)
     api.add_middleware(BrowserHeaders)
@@ -48,22 +48,22 @@ def create_api(
 
     @api.post("/v1/embeddings")
     async def embeddings(request: schemas.EmbeddingsRequest) -> schemas.EmbeddingsResponse:
-        """Unit-length embeddings of texts and images, in the order of the input."""
+        """Unit-length embeddings of texts and images, in input order."""
         return await operations.embed(request)
 
     @api.post("/v1/search")
     async def search(http: Request, request: schemas.SearchRequest) -> schemas.SearchResponse:
-        """The items of the index that are nearest to a text, an image, an item or a vector."""
+        """The items of the index nearest to a text, an image, an item or a vector."""
         return await operations.search(request, http.scope.get("root_path", ""))
 
     @api.post("/v1/classify")
     async def classify(request: schemas.ClassifyRequest) -> schemas.ClassifyResponse:
-        """Zero-shot classification of texts and images by labels that are given."""
+        """Zero-shot classification of texts and images with the given labels."""
         return await operations.classify(request)
 
     @api.get("/v1/thumbnails/{id:path}", response_class=Response, responses={200: {"content": {"image/jpeg": {}}}})
     async def thumbnail(id: str) -> Response:
-        """The thumbnail of an item."""
+        """The thumbnail of an indexed item."""
         data = await operations.searcher.thumbnail(id)
         if data is None:
             raise unknown_id("id")
@@ -71,35 +71,35 @@ def create_api(
 
     @api.post("/v1/tokenize")
     async def tokenize(request: schemas.TokenizeRequest) -> schemas.TokenizeResponse:
-        """How many tokens a text has."""
+        """Number of tokens of a text."""
         tokens = await operations.count_tokens(request.text)
         return schemas.TokenizeResponse(tokens=tokens, context_length=operations.model_info.context_length)
 
     @api.get("/v1/examples")
     async def examples() -> schemas.Examples:
-        """A few captions of the index, to start from; none without an index."""
-        found = [] if operations.index_info is None else await operations.searcher.examples(EXAMPLES)
-        return schemas.Examples(examples=found)
+        """A few captions of the index as example queries; empty without an index."""
+        captions = [] if operations.index_info is None else await operations.searcher.examples(EXAMPLE_COUNT)
+        return schemas.Examples(examples=captions)
 
     @api.get("/v1/models")
     async def models() -> schemas.ModelList:
-        """The one model that is served."""
+        """The served model."""
         model = operations.model_info
         return schemas.ModelList(data=[schemas.ModelEntry(id=model.id, version=model.version)])
 
     @api.get("/info")
     async def info() -> schemas.Info:
         """The model, the index, and the limits of a request."""
-        return schemas.Info(model=operations.model_info, index=operations.index_info, limits=inputs.LIMITS)
+        return schemas.Info(model=operations.model_info, index=operations.index_info, limits=limits.REQUEST_LIMITS)
 
     @api.get("/healthz")
     async def healthz() -> schemas.Status:
-        """Whether this process answers."""
+        """Whether this process responds."""
         return schemas.Status(status="ok")
 
     @api.get("/readyz", response_model=schemas.Readiness, responses={503: {"model": schemas.Readiness}})
     async def readyz() -> JSONResponse:
-        """Whether the model, and the index where there is one, answer: 200, or 503 with the reasons."""
+        """Whether the model and the index, if any, work: 200, or 503 with the reasons."""
         reasons = await operations.not_ready()
         if reasons:
             return JSONResponse({"status": "not ready", "reasons": reasons}, 503)
@@ -109,7 +109,7 @@ def create_api(
 
         @api.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
         async def metrics() -> Response:
-            """Figures of all replicas, for Prometheus."""
+            """Metrics of all replicas in Prometheus text format."""
             return Response(await export_metrics(), media_type="text/plain; version=0.0.4")
 
     @api.get("/", include_in_schema=False)

@@ -12,10 +12,10 @@ from ray import serve
 from ray.serve import Application
 
 from longclip.errors import ConfigError
-from serving.decoding import MAX_REQUESTS
 from serving.deployment import Replica
 from serving.embedder import Precision
 from serving.index_source import find_index, open_index
+from serving.limits import MAX_REQUESTS
 from serving.middleware import key_digest
 from serving.model_source import open_model
 from serving.retriever import Retriever, check_retrievers, verify_shards

@@ -1,11 +1,11 @@
-"""A Python client of the server: batches, several requests at once, retries. Needs httpx, numpy and Pillow only.
+"""A Python client of the server: batching, concurrent requests, retries. `pip install "longclip[client]"` installs it.
 
-client = Client("http://127.0.0.1:8000", api_key="...")
-vectors = client.embed(["a dog", Path("photo.jpg")])
-hits = client.search(text="two boats under a bridge", top_k=5, filter={"year": {"gte": 1990}})["hits"]
+with Client("http://127.0.0.1:8000", api_key="...") as client:
+    vectors = client.embed(["a dog", Path("photo.jpg")])
+    hits = client.search(text="two boats under a bridge", top_k=5, filter={"year": {"gte": 1990}})["hits"]
 
 async with AsyncClient(url) as client:
-    vectors = await client.embed(texts, progress=lambda done, of: print(done, of))
+    vectors = await client.embed(texts, progress=lambda done, total: print(done, total))
 """
 
 import asyncio
@@ -24,13 +24,13 @@ import numpy as np
 from PIL import Image
 
 API_KEY = "LONGCLIP_API_KEY"
-RETRIED = (429, 503)
+RETRIED_STATUSES = (429, 503)
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 10.0
-TEXTS_A_REQUEST, IMAGES_A_REQUEST = 256, 16
-"""Small enough that requests of a client take turns with those of others; the server allows more."""
+TEXTS_PER_REQUEST, IMAGES_PER_REQUEST = 256, 16
+"""Below the server's limits, so that requests of several clients can take turns."""
 
 Input = str | bytes | Path | Image.Image
-"""A text, or an image: encoded bytes, the path of a file, or a picture in memory."""
+"""A text, or an image as encoded bytes, file path or Pillow image."""
 
 
 class ServerError(Exception):
@@ -39,33 +39,33 @@ class ServerError(Exception):
     def __init__(self, status: int | None, message: str, code: str | None = None, param: str | None = None) -> None:
         super().__init__(message)
         self.status = status
-        """HTTP status; None where there was no answer."""
+        """HTTP status; None if there was no response."""
         self.code = code
         """Stable short name of the reason."""
         self.param = param
-        """Where in the request the reason lies, such as `input[3]`: of the items of one call, counted from 0."""
+        """The part of the request at fault, such as `input[3]`, counted from 0 over all items of the call."""
 
 
 class AsyncClient:
-    """Client for asyncio; a context, or `close` it."""
+    """Client for asyncio. Use it as a context manager, or call `close`."""
 
     def __init__(
         self, url: str, api_key: str | None = None, *, retries: int = 5, requests_at_once: int = 4, timeout: float = 120
     ) -> None:
-        """A client; nothing is sent yet.
+        """Create a client; this sends nothing.
 
         Args:
-            url: of the server, with a path where the API is reached under one.
-            api_key: sent with every request; `LONGCLIP_API_KEY` of the environment where None.
-            retries: further tries after answers 429 and 503 and lost connections; after other errors there are none.
-            requests_at_once: most requests that are under way.
-            timeout: seconds for one try.
+            url: URL of the server, including the route prefix, if any.
+            api_key: sent with every request; None uses the environment variable `LONGCLIP_API_KEY`.
+            retries: maximum number of retries after statuses 429 and 503 and lost connections.
+            requests_at_once: maximum number of concurrent requests.
+            timeout: seconds per attempt.
         """
         key = api_key or os.environ.get(API_KEY)
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._http = httpx.AsyncClient(base_url=url.rstrip("/"), headers=headers, timeout=timeout)
         self._retries = retries
-        self._turns = asyncio.Semaphore(requests_at_once)
+        self._slots = asyncio.Semaphore(requests_at_once)
 
     async def __aenter__(self) -> Self:
         return self
@@ -84,15 +84,18 @@ class AsyncClient:
         truncate: bool = False,
         progress: Callable[[int, int], object] | None = None,
     ) -> np.ndarray:
-        """Unit-length embeddings `[N, E]` float32 of texts and images, in their order.
+        """Unit-length embeddings `[N, E]` float32 of texts and images, in input order.
 
         Args:
             inputs: N texts and images.
-            truncate: cut texts that are too long; otherwise they are refused.
-            progress: called with the items that are done and all items, after every request.
+            truncate: truncate texts that are too long; otherwise they are refused.
+            progress: called after each request with the number of finished items and of all items.
+
+        Raises:
+            ServerError: a request was refused or failed.
         """
         items = list(inputs)
-        parts = _parts(items)
+        requests = _split(items)
         vectors: list[np.ndarray] = [np.zeros(0, np.float32)] * len(items)
         done = 0
 
@@ -110,7 +113,7 @@ class AsyncClient:
             if progress is not None:
                 progress(done, len(items))
 
-        tasks = [asyncio.ensure_future(request(rows)) for rows in parts]
+        tasks = [asyncio.ensure_future(request(rows)) for rows in requests]
         try:
             await asyncio.gather(*tasks)
         finally:
@@ -127,14 +130,17 @@ class AsyncClient:
         embedding: Sequence[float] | np.ndarray | None = None,
         **options: Any,
     ) -> dict[str, Any]:
-        """Hits for a text, an image, an item of the index, or a vector; exactly one of them.
+        """The response to a search by exactly one of text, image, id and embedding; its `hits` are best first.
 
         Args:
             text: a description.
-            image: an image.
-            id: an item of the index.
-            embedding: a vector of the model.
-            options: `top_k`, `target`, `filter`, `min_score`, `exact`, `truncate`, as the API has them.
+            image: an image as encoded bytes, file path or Pillow image.
+            id: id of an indexed item.
+            embedding: a vector of the model, `[E]`.
+            options: `top_k`, `target`, `filter`, `min_score`, `exact`, `truncate`, as in the API.
+
+        Raises:
+            ServerError: the request was refused or failed.
         """
         query: dict[str, Any] = {"text": text, "id": id}
         if image is not None:
@@ -147,7 +153,17 @@ class AsyncClient:
     async def classify(
         self, inputs: Iterable[Input], labels: Sequence[str], templates: Sequence[str] | None = None, **options: Any
     ) -> list[dict[str, float]]:
-        """Probability of each label for each text or image, best first; `templates` hold `{}` for the label."""
+        """Probability of each label for each text or image, best first.
+
+        Args:
+            inputs: texts and images.
+            labels: at least two labels.
+            templates: prompts in which `{}` is replaced by the label; None uses the server's default.
+            options: `top_k`, `truncate`, as in the API.
+
+        Raises:
+            ServerError: the request was refused or failed.
+        """
         body: dict[str, Any] = {"input": [_item(item) for item in inputs], "labels": list(labels), **options}
         if templates is not None:
             body["templates"] = list(templates)
@@ -159,11 +175,11 @@ class AsyncClient:
         return await self._request("GET", "/info")
 
     async def _post(self, path: str, body: Mapping[str, Any]) -> Any:
-        async with self._turns:
+        async with self._slots:
             return await self._request("POST", path, json=body)
 
     async def _request(self, method: str, path: str, **content: Any) -> Any:
-        """Answer of a request; pauses double, with jitter, and are as long as the server asks for at least."""
+        """Send a request with retries. Pauses double, with jitter, and respect `Retry-After`."""
         for attempt in range(self._retries + 1):
             pause = min(FIRST_PAUSE_S * 2**attempt, LONGEST_PAUSE_S) * random.uniform(0.5, 1)
             try:
@@ -174,7 +190,7 @@ class AsyncClient:
                 if response.is_success:
                     return response.json()
                 failure = _refusal(response)
-                if response.status_code not in RETRIED:
+                if response.status_code not in RETRIED_STATUSES:
                     raise failure
                 pause = max(pause, _retry_after(response))
             if attempt < self._retries:
@@ -183,11 +199,11 @@ class AsyncClient:
 
 
 class Client:
-    """The same without asyncio: every call waits for its result. See `AsyncClient` for what it takes."""
+    """Blocking client with the methods and arguments of `AsyncClient`."""
 
     def __init__(self, url: str, api_key: str | None = None, **options: Any) -> None:
-        self._loop = asyncio.Runner()
-        self._client = self._loop.run(_make(url, api_key, options))
+        self._runner = asyncio.Runner()
+        self._client = self._runner.run(_make(url, api_key, options))
 
     def __enter__(self) -> Self:
         return self
@@ -197,38 +213,38 @@ class Client:
 
     def close(self) -> None:
         """Close all connections."""
-        self._loop.run(self._client.close())
-        self._loop.close()
+        self._runner.run(self._client.close())
+        self._runner.close()
 
     def embed(self, inputs: Iterable[Input], **options: Any) -> np.ndarray:
         """See `AsyncClient.embed`."""
-        return self._loop.run(self._client.embed(inputs, **options))
+        return self._runner.run(self._client.embed(inputs, **options))
 
     def search(self, **query: Any) -> dict[str, Any]:
         """See `AsyncClient.search`."""
-        return self._loop.run(self._client.search(**query))
+        return self._runner.run(self._client.search(**query))
 
     def classify(self, inputs: Iterable[Input], labels: Sequence[str], **options: Any) -> list[dict[str, float]]:
         """See `AsyncClient.classify`."""
-        return self._loop.run(self._client.classify(inputs, labels, **options))
+        return self._runner.run(self._client.classify(inputs, labels, **options))
 
     def info(self) -> dict[str, Any]:
         """See `AsyncClient.info`."""
-        return self._loop.run(self._client.info())
+        return self._runner.run(self._client.info())
 
 
 async def _make(url: str, api_key: str | None, options: dict[str, Any]) -> AsyncClient:
-    """In the loop that will use it."""
+    """A coroutine, so that the client is created in the event loop that will use it."""
     return AsyncClient(url, api_key, **options)
 
 
-def _parts(items: Sequence[Input]) -> list[list[int]]:
-    """Rows of each request: texts with texts, images with images."""
+def _split(items: Sequence[Input]) -> list[list[int]]:
+    """Item numbers of each request. Each request has only texts or only images."""
     texts = [row for row, item in enumerate(items) if isinstance(item, str)]
     images = [row for row, item in enumerate(items) if not isinstance(item, str)]
     return [
         rows[start : start + size]
-        for rows, size in ((texts, TEXTS_A_REQUEST), (images, IMAGES_A_REQUEST))
+        for rows, size in ((texts, TEXTS_PER_REQUEST), (images, IMAGES_PER_REQUEST))
         for start in range(0, len(rows), size)
     ]
 
@@ -246,7 +262,7 @@ def _item(item: Input) -> dict[str, str]:
 
 
 def _renumbered(param: str | None, rows: Sequence[int]) -> str | None:
-    """`input[3]` of one request as the item of the whole call."""
+    """Translate `input[3]` of one request to the item number of the whole call."""
     head, _, number = (param or "").partition("[")
     number, _, tail = number.partition("]")
     return f"{head}[{rows[int(number)]}]{tail}" if number.isdecimal() and int(number) < len(rows) else param
@@ -256,8 +272,8 @@ def _refusal(response: httpx.Response) -> ServerError:
     try:
         error = response.json()["error"]
         return ServerError(response.status_code, error["message"], error["code"], error["param"])
-    except (ValueError, KeyError, TypeError):  # a proxy in between
-        return ServerError(response.status_code, f"the server answered {response.status_code}")
+    except (ValueError, KeyError, TypeError):  # from a proxy
+        return ServerError(response.status_code, f"the server responded with status {response.status_code}")
 
 
 def _retry_after(response: httpx.Response) -> float:

@@ -1,7 +1,7 @@
-"""What a request carries, made ready for the model: texts to tokens, images to pixels.
+"""Decoding the items of a request: texts to tokens, images to pixels.
 
-All of it happens before items of different requests meet in a batch, so an item that cannot be read fails its own
-request and no other.
+This happens before items of several requests are batched together, so an item that cannot be decoded fails only its own
+request.
 """
 
 import base64
@@ -19,43 +19,26 @@ from longclip.errors import ImageError
 from longclip.images import MAX_ASPECT_RATIO, MAX_PIXELS, ImageTransform
 from longclip.tokenizer import TokenBatch, count_tokens, tokenize
 from serving.errors import ApiError
+from serving.limits import MAX_IMAGE_BYTES, MAX_TEXT_CHARS
 
-MAX_BODY_BYTES = 64 * 2**20
-BODY_SECONDS = 30.0
-MAX_REQUESTS = 256
-MAX_BYTES_IN_FLIGHT = 512 * 2**20
-"""Requests that a replica works on or holds, and the bytes of their bodies."""
-MAX_TEXTS = 2048
-MAX_IMAGES = 32
-MAX_TEXT_CHARS = 100_000
-MAX_IMAGE_BYTES = 20 * 2**20
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-
-LIMITS = {
-    "body_bytes": MAX_BODY_BYTES,
-    "texts": MAX_TEXTS,
-    "images": MAX_IMAGES,
-    "text_chars": MAX_TEXT_CHARS,
-    "image_bytes": MAX_IMAGE_BYTES,
-    "image_pixels": MAX_PIXELS,
-}
 
 _DATA_URI = re.compile(r"data:image/[\w.+-]+;base64,", re.IGNORECASE)
 
 
-def read_texts(
+def decode_texts(
     tokenizer: CLIPTokenizer, texts: Sequence[str], params: Sequence[str], truncate: bool
 ) -> tuple[TokenBatch, int]:
-    """Tokens of N texts, and how many of the texts were cut.
+    """Tokenize N texts; returns the tokens and the number of truncated texts.
 
     Args:
-        tokenizer: the model's; its `model_max_length` is the context length.
+        tokenizer: tokenizer of the model; its `model_max_length` is the context length.
         texts: N texts, at least one.
-        params: where in the request each of them was, for the error.
-        truncate: cut long texts; otherwise they are refused.
+        params: N positions in the request, such as `input[3]`, for error messages.
+        truncate: cut texts longer than the context; otherwise they are refused.
 
     Raises:
-        ApiError: a text is empty, too long, or no text.
+        ApiError: a text is empty, too long, or not valid Unicode.
     """
     for text, param in zip(texts, params, strict=True):
         check_text(text, param)
@@ -76,40 +59,40 @@ def read_texts(
 
 
 def check_text(text: str, param: str) -> None:
-    """Refuse a text that cannot be tokenized, or would take too long."""
+    """Raise `ApiError` for a text that cannot be tokenized, or would take too long to."""
     if len(text) > MAX_TEXT_CHARS:
         message = f"{param}: the text has {len(text)} characters, at most {MAX_TEXT_CHARS} are allowed"
         raise ApiError(413, message, "text_too_long", param)
     try:
         text.encode()
-    except UnicodeEncodeError:  # JSON can spell half of a surrogate pair
-        raise ApiError(422, f"{param}: the text is no valid Unicode", "invalid_text", param) from None
+    except UnicodeEncodeError:  # JSON can contain half of a surrogate pair
+        raise ApiError(422, f"{param}: the text is not valid Unicode", "invalid_text", param) from None
 
 
 def token_count(tokenizer: CLIPTokenizer, text: str) -> int:
-    """Tokens of a text without any limit, start and end token included."""
+    """Number of tokens of a whole text, including the start and end tokens."""
     check_text(text, "text")
     return count_tokens(tokenizer, [text])[0]
 
 
-def image_pixels(transform: ImageTransform, data: bytes, param: str) -> np.ndarray:
-    """Pixels `[S, S, 3]` uint8 of an encoded image; raises `ApiError`."""
+def decode_image_file(transform: ImageTransform, data: bytes, param: str) -> np.ndarray:
+    """Pixels `[S, S, 3]` uint8 of an image file; raises `ApiError`."""
     try:
-        _check_size(data, param)
+        _check_header(data, param)
         return transform.pixels(data)
     except ImageError as error:
         raise ApiError(422, f"{param}: {error}", "invalid_image", param) from error
 
 
-def read_image(transform: ImageTransform, image: str, param: str) -> np.ndarray:
-    """Pixels `[S, S, 3]` uint8 of a data URI or base64 string; raises `ApiError`."""
-    return image_pixels(transform, _image_bytes(image, param), param)
+def decode_base64_image(transform: ImageTransform, image: str, param: str) -> np.ndarray:
+    """Pixels `[S, S, 3]` uint8 of an image file as a data URI or base64 string; raises `ApiError`."""
+    return decode_image_file(transform, _image_bytes(image, param), param)
 
 
 def _image_bytes(image: str, param: str) -> bytes:
     uri = _DATA_URI.match(image)
     if uri is None and ":" in image[:16]:
-        message = f"{param}: give a data:image/...;base64,... URI or raw base64; this address is not fetched"
+        message = f"{param}: give a data:image/...;base64,... URI or raw base64; this server does not fetch this URL"
         raise ApiError(422, message, "invalid_image", param)
     encoded = image[uri.end() :] if uri else image
     if len(encoded) // 4 * 3 > MAX_IMAGE_BYTES:
@@ -119,20 +102,20 @@ def _image_bytes(image: str, param: str) -> bytes:
     try:
         return base64.b64decode(encoded, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise ApiError(422, f"{param}: the image is no valid base64", "invalid_image", param) from error
+        raise ApiError(422, f"{param}: the image is not valid base64", "invalid_image", param) from error
 
 
-def _check_size(data: bytes, param: str) -> None:
-    """Refuse by its header what would be too much to decode, and formats that nobody sends in good faith."""
+def _check_header(data: bytes, param: str) -> None:
+    """Raise `ApiError` for an image that is too large to decode or in a rarely used format, before decoding it."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of bombs; the limits below refuse them
+            warnings.simplefilter("ignore")  # Pillow warns about decompression bombs; the limits below refuse them
             width, height = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS).size
     except Image.DecompressionBombError:
         message = f"{param}: the image has more than {MAX_PIXELS} pixels; scale it down"
         raise ApiError(413, message, "image_too_large", param) from None
     except Exception as error:  # Pillow's plugins raise almost anything on broken files
-        message = f"{param}: the {len(data)} bytes are no image in {', '.join(IMAGE_FORMATS)}"
+        message = f"{param}: the {len(data)} bytes are not an image in any of {', '.join(IMAGE_FORMATS)}"
         raise ApiError(422, message, "invalid_image", param) from error
     if width * height > MAX_PIXELS or max(width, height) > MAX_ASPECT_RATIO * min(width, height):
         message = (

@@ -1,4 +1,4 @@
-"""The model of a replica: unit-length embeddings of texts and images of many requests at once."""
+"""The model of a replica: unit-length embeddings of texts and images, batched over requests."""
 
 import asyncio
 from collections import OrderedDict
@@ -18,22 +18,22 @@ from serving.batching import MicroBatcher
 
 BATCH_TOKENS = {"cpu": 2048, "cuda": 32768}
 BATCH_IMAGES = {"cpu": 8, "cuda": 128}
-"""What one run of the model takes. On a CPU larger batches are not faster by the item, but make others wait."""
+"""Maximum size of a batch. On a CPU, larger batches increase latency without increasing throughput."""
 CACHED_TEXTS = 16384
 
 Precision = Literal["float32", "bfloat16"]
 
 
 class Embedder:
-    """A model that answers many requests: batched, on a thread of its own, with the latest texts remembered."""
+    """A model that serves many requests: batched, on a dedicated thread, with a cache of recent text embeddings."""
 
     def __init__(self, checkpoint: Checkpoint, torch_threads: int, precision: Precision | None = None) -> None:
-        """Take the model over, whose weights are moved, and rounded if the precision asks for that.
+        """Takes ownership of the model: its weights are moved to the device and may be converted to bfloat16.
 
         Args:
             checkpoint: the model.
-            torch_threads: threads on a CPU.
-            precision: of matrix products; by default bfloat16 on a GPU, float32 on a CPU.
+            torch_threads: number of CPU threads.
+            precision: precision of matrix products; None is bfloat16 on a GPU and float32 on a CPU.
         """
         torch.set_num_threads(torch_threads)
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -43,46 +43,49 @@ class Embedder:
         if self.precision == "bfloat16":
             for module in self._model.modules():
                 if isinstance(module, nn.Linear):
-                    module.bfloat16()  # once, where autocast would do it in every run: a fourth of a short text's time
-        # One thread: runs of the model share its cores one after the other, not all at once.
+                    module.bfloat16()  # autocast would convert in every run, a quarter of a short text's time
+        # A single thread, so that concurrent runs do not compete for the CPU cores.
         executor = ThreadPoolExecutor(1, "model")
         self.texts = MicroBatcher(self._run_texts, len, BATCH_TOKENS[self._device], executor)
         self.images = MicroBatcher(self._run_images, lambda _: 1, BATCH_IMAGES[self._device], executor)
         self._executor = executor
-        self.remembered = 0
-        """Texts that were answered without the model."""
+        self.cache_hits = 0
+        """Number of texts whose embedding came from the cache."""
         self._cache: OrderedDict[bytes, np.ndarray] = OrderedDict()
 
     async def embed_texts(self, tokens: TokenBatch) -> np.ndarray:
         """Embeddings `[N, E]` float32 of N texts."""
         rows = [ids[:length] for ids, length in zip(tokens.input_ids, tokens.lengths.tolist(), strict=True)]
         keys = [ids.numpy().tobytes() for ids in rows]
-        found = {key: vector for key in dict.fromkeys(keys) if (vector := self._recall(key)) is not None}
-        self.remembered += sum(key in found for key in keys)
-        missing = {key: ids for key, ids in zip(keys, rows, strict=True) if key not in found}
+        vectors = {key: vector for key in dict.fromkeys(keys) if (vector := self._cached(key)) is not None}
+        self.cache_hits += sum(key in vectors for key in keys)
+        missing = {key: ids for key, ids in zip(keys, rows, strict=True) if key not in vectors}
         if missing:
             for key, vector in zip(missing, await self.texts.submit(list(missing.values())), strict=True):
-                found[key] = self._cache[key] = vector
+                vectors[key] = self._cache[key] = vector
             while len(self._cache) > CACHED_TEXTS:
                 self._cache.popitem(last=False)
-        return np.stack([found[key] for key in keys])
+        return np.stack([vectors[key] for key in keys])
 
     async def embed_images(self, pixels: np.ndarray) -> np.ndarray:
         """Embeddings `[N, E]` float32 of pixels `[N, S, S, 3]` uint8."""
         return np.stack(await self.images.submit(list(pixels)))
 
     async def warm_up(self) -> None:
-        """Run the model as requests will, before the first of them: from then on its pace is known, and no flood of
-        first requests is let in because it is not."""
+        """Run the model once on a text and an image of maximum size.
+
+        This measures the speed of both queues before the first request. Without it, an initial burst of any size would
+        be accepted.
+        """
         checkpoint = self._checkpoint
         (ids,) = tokenize(checkpoint.tokenizer, ["photo " * checkpoint.tokenizer.model_max_length]).input_ids
         size = checkpoint.transform.image_size
         await asyncio.gather(self.texts.submit([ids]), self.images.submit([np.zeros((size, size, 3), np.uint8)]))
 
     async def check(self) -> None:
-        """Run the model on a text of its own; raises where it cannot.
+        """Run the model on a short text; raises an exception if that fails.
 
-        It waits for a batch, not for the queue: a model with much to do would look dead, and be replaced for that.
+        Waits for the current batch but not for the queue: otherwise a busy model would look dead and be replaced.
         """
         (ids,) = tokenize(self._checkpoint.tokenizer, ["a photo"]).input_ids
         loop = asyncio.get_running_loop()
@@ -90,7 +93,7 @@ class Embedder:
         if not np.isfinite(vector).all():
             raise RuntimeError("the model's embedding of a text is not finite")
 
-    def _recall(self, key: bytes) -> np.ndarray | None:
+    def _cached(self, key: bytes) -> np.ndarray | None:
         vector = self._cache.get(key)
         if vector is not None:
             self._cache.move_to_end(key)

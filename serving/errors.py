@@ -1,4 +1,4 @@
-"""Errors of the HTTP API. Every one leaves the server as `{"error": {"message", "type", "param", "code"}}`."""
+"""Errors of the HTTP API. The body of every error response is `{"error": {"message", "type", "param", "code"}}`."""
 
 import math
 from collections.abc import Sequence
@@ -16,15 +16,15 @@ _TYPES = {401: "authentication_error", 404: "not_found_error", 413: "request_too
 
 
 class ApiError(HTTPException):
-    """A request that is refused.
+    """A refused request.
 
-    An `HTTPException`, because FastAPI lets only those pass when they are raised while it reads a body.
+    An `HTTPException`, because FastAPI replaces any other exception that is raised while it reads a body.
 
     Args:
         status: HTTP status code.
-        message: one line for the caller, with the value, what is allowed and what to do.
+        message: one line for the client: the value, what is allowed and what to do.
         code: stable short name of the reason.
-        param: where in the request the reason lies, such as `input[3]`.
+        param: the part of the request at fault, such as `input[3]`.
     """
 
     def __init__(self, status: int, message: str, code: str, param: str | None = None) -> None:
@@ -37,24 +37,24 @@ class ApiError(HTTPException):
 def error_response(
     status: int, message: str, code: str, param: str | None = None, headers: dict[str, str] | None = None
 ) -> JSONResponse:
-    """The error envelope with an HTTP status; `type` follows from the status."""
+    """An error response; its `type` follows from the status."""
     kind = _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
     body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
     return JSONResponse(body, status, headers)
 
 
 def overloaded(retry_after: int = 1) -> JSONResponse:
-    """What a request gets that came while too much waited; `retry_after` in seconds."""
+    """The 429 response to requests above capacity; `retry_after` in seconds."""
     headers = {"Retry-After": str(retry_after)}
     return error_response(429, "the server is busy; try again", "overloaded", headers=headers)
 
 
 def install_handlers(api: FastAPI) -> None:
-    """Make `api` answer every error in the one envelope."""
+    """Make `api` return every error in the common format."""
     api.add_exception_handler(RequestValidationError, _invalid_request)
     api.add_exception_handler(HTTPException, _http_error)
     api.add_exception_handler(BackPressureError, _overloaded)
-    api.add_exception_handler(BacklogError, _backlog)
+    api.add_exception_handler(BacklogError, _backlogged)
     api.add_exception_handler(DeploymentUnavailableError, _unavailable)
     api.add_exception_handler(Exception, _internal)
 
@@ -67,7 +67,7 @@ async def _invalid_request(request: Request, error: Exception) -> JSONResponse:
         return error_response(422, message, "invalid_json")
     param = _dotted(first["loc"][1:]) or None
     message = first["msg"].removeprefix("Value error, ")
-    # The rejected value itself is not repeated: it may be a caption or an image.
+    # The message does not repeat the rejected value: it may be a caption or an image.
     return error_response(422, f"{param}: {message}" if param else message, "invalid_value", param)
 
 
@@ -80,7 +80,7 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     if isinstance(error, ApiError):
         return error_response(error.status_code, error.message, error.code, error.param)
-    if error.status_code == 400:  # FastAPI's answer to a body that is not even text
+    if error.status_code == 400:  # FastAPI's response to a body that is not text
         return error_response(422, "the body is not valid JSON", "invalid_json")
     headers = dict(error.headers) if error.headers else None
     phrase = HTTPStatus(error.status_code).phrase
@@ -92,7 +92,7 @@ async def _overloaded(request: Request, error: Exception) -> JSONResponse:
     return overloaded()
 
 
-async def _backlog(request: Request, error: Exception) -> JSONResponse:
+async def _backlogged(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, BacklogError)
     return overloaded(math.ceil(error.excess))
 
@@ -102,5 +102,5 @@ async def _unavailable(request: Request, error: Exception) -> JSONResponse:
 
 
 async def _internal(request: Request, error: Exception) -> JSONResponse:
-    """The caller learns nothing of the cause; Serve writes it to the server's log."""
-    return error_response(500, "internal error; the server's log has its cause", "internal_error")
+    """The response does not reveal the cause; Serve writes it to the server's log."""
+    return error_response(500, "internal error; see the server's log for the cause", "internal_error")

@@ -1,10 +1,9 @@
-"""Images by their address, from hosts that the operator named. Nothing is fetched unless there are some.
+"""Fetching images by URL, from hosts that the operator allows. By default there are none, and nothing is fetched.
 
-A server that opens addresses for strangers opens those of its own network, too. So the host must be on the list, by
-https; its name is looked up once and must not stand for an address that is not public; the connection goes to the
-address that was checked, whatever the name stands for a moment later; and each redirect is checked like the first
-address. What comes is bounded in bytes and in time. The refusal is the same for every reason: it tells nothing of what
-the network holds.
+Clients could make a server that fetches URLs reach its internal network. Therefore the URL must be https and its host
+on the list; the host name is resolved once and must not resolve to a non-public address; the connection goes to the
+checked address, whatever the name resolves to later; and redirects are checked in the same way. Size and time are
+limited. All refusals look the same, so that they reveal nothing about the network.
 """
 
 import asyncio
@@ -18,30 +17,30 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.resolver import ThreadedResolver
 
 NAT64 = ipaddress.IPv6Network("64:ff9b::/32")
-"""Prefixes under which IPv4 addresses, private ones too, are reached by IPv6 (RFC 6052, RFC 8215)."""
+"""IPv6 prefixes that map to IPv4 addresses, including private ones (RFC 6052, RFC 8215)."""
 MAX_REDIRECTS = 2
 CONNECT_SECONDS = 3.0
 TOTAL_SECONDS = 10.0
 
 
 class NotFetchedError(Exception):
-    """An address is not allowed, or does not give an image in time and size."""
+    """A URL is not allowed, or its content exceeds the limits of size or time."""
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address belongs to the public internet; those inside an IPv6 address count as themselves."""
+    """Whether an IP address is public; an IPv4 address embedded in an IPv6 address is checked itself."""
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
-        inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
-        if inner is not None:
-            return is_public(str(inner))
+        embedded = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
+        if embedded is not None:
+            return is_public(str(embedded))
         if ip in NAT64:
             return False
     return ip.is_global and not ip.is_multicast
 
 
 class ImageFetcher:
-    """Fetches from a list of hosts."""
+    """Fetches images from a list of hosts."""
 
     def __init__(
         self,
@@ -52,28 +51,28 @@ class ImageFetcher:
         allowed: Callable[[str], bool] = is_public,
         ssl: bool | aiohttp.Fingerprint = True,
     ) -> None:
-        """A fetcher; no connection is made yet.
+        """Create a fetcher; this opens no connection.
 
         Args:
-            hosts: names that may be fetched from, as they stand in an address, with the port where it is not 443.
-            max_bytes: most bytes of an image.
-            resolver: looks names up; the system's where None.
-            allowed: which IP addresses may be connected to.
-            ssl: how certificates are checked, as aiohttp takes it.
+            hosts: allowed host names, with the port if it is not 443.
+            max_bytes: maximum size of an image.
+            resolver: resolves host names; None is the resolver of the system.
+            allowed: whether a connection to an IP address is allowed.
+            ssl: certificate verification, as in aiohttp.
         """
         self._hosts = frozenset(host.lower() for host in hosts)
         self._max_bytes = max_bytes
         self._resolver, self._allowed, self._ssl = resolver, allowed, ssl
 
     async def fetch(self, url: str) -> bytes:
-        """The bytes behind an address; raises `NotFetchedError`."""
+        """The content of a URL; raises `NotFetchedError`."""
         resolver = _CheckedResolver(self._resolver or ThreadedResolver(), self._allowed)
         session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(resolver=resolver, use_dns_cache=False, ssl=self._ssl),
             timeout=aiohttp.ClientTimeout(sock_connect=CONNECT_SECONDS),
             headers={"Accept-Encoding": "identity"},
-            auto_decompress=False,  # a body that unpacks itself would pass the limit by far before it is counted
-            trust_env=False,  # a proxy of the environment would make the connection, unchecked
+            auto_decompress=False,  # a compressed body could exceed the limit many times before it is counted
+            trust_env=False,  # a proxy from the environment would connect to unchecked addresses
         )
         try:
             async with asyncio.timeout(TOTAL_SECONDS), session:
@@ -110,7 +109,7 @@ class ImageFetcher:
 
 
 class _CheckedResolver(AbstractResolver):
-    """Gives aiohttp only addresses that may be connected to; it connects to these and does not look up again."""
+    """Returns only allowed addresses to aiohttp, which connects to these without resolving the name again."""
 
     def __init__(self, resolver: AbstractResolver, allowed: Callable[[str], bool]) -> None:
         self._resolver, self._allowed = resolver, allowed
@@ -118,18 +117,18 @@ class _CheckedResolver(AbstractResolver):
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[ResolveResult]:
-        """All addresses of a name; raises `NotFetchedError` where one of them is not allowed."""
-        found = await self._resolver.resolve(host, port, family)
-        if not all(self._allowed(entry["host"]) for entry in found):
+        """All addresses of a host name; raises `NotFetchedError` if any of them is not allowed."""
+        addresses = await self._resolver.resolve(host, port, family)
+        if not all(self._allowed(entry["host"]) for entry in addresses):
             raise NotFetchedError
-        return found
+        return addresses
 
     async def close(self) -> None:
-        """Nothing is held."""
+        """There is nothing to close."""
 
 
 def _is_address(host: str) -> bool:
-    """Whether a host is an IP address in any spelling that a system would take for one: 127.1 and 2130706433, too."""
+    """Whether a host is an IP address in any notation that the system accepts, including 127.1 and 2130706433."""
     try:
         socket.inet_aton(host)
     except OSError:

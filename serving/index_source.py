@@ -1,4 +1,4 @@
-"""The index to serve: the newest version that was made with the model, found once, fetched by every replica."""
+"""The index to serve. The builder picks the newest version built with the model; replicas download exactly that one."""
 
 import hashlib
 from collections.abc import Iterator
@@ -26,46 +26,46 @@ from serving.node_cache import cached
 
 @dataclass(frozen=True)
 class IndexVersion:
-    """A published version, which never changes."""
+    """A published version, which is immutable."""
 
     uri: str
-    """Absolute directory, or `s3://` and the like."""
+    """Absolute directory, or a URI such as `s3://...`."""
     manifest: Manifest
     cache: str
-    """Directory of this node that keeps what was downloaded."""
+    """Directory for downloads, on each node."""
 
     @property
     def digest(self) -> str:
-        """Another one for other content, or the same content in another place."""
+        """Hex digest of the location and the manifest: different for different content."""
         return hashlib.sha256(f"{self.uri}\0{self.manifest}".encode()).hexdigest()[:16]
 
 
 def find_index(index: str, checkpoint_id: str, cache: str) -> IndexVersion:
-    """The version of an index to serve with a model.
+    """Find the version of an index to serve with a model.
 
     Args:
-        index: directory or URI that `embed` wrote; with `@N`, that version and no other.
-        checkpoint_id: the model that is served.
+        index: directory or URI written by `embed`; `INDEX@N` requires version N.
+        checkpoint_id: id of the served model.
         cache: directory for downloads.
 
     Raises:
-        SearchIndexError: there is none, or none that was made with the model.
+        SearchIndexError: there is no index, or no version built with the model.
     """
-    place, at, number = index.rpartition("@")
+    location, at, number = index.rpartition("@")
     if not (at and number.isdecimal()):
-        place, number = index, ""
-    root = UPath(place if "://" in place else str(Path(place).expanduser().absolute()))
-    with _reading(index):
-        manifests = [found for found in version_manifests(root) if not number or found.version == int(number)]
-    manifest = newest_version(manifests, checkpoint_id, index)
-    return IndexVersion(str(version_directory(root, manifest.version)), manifest, str(Path(cache).expanduser()))
+        location, number = index, ""
+    root = UPath(location if "://" in location else str(Path(location).expanduser().absolute()))
+    with _read_errors(index):
+        manifests = [manifest for manifest in version_manifests(root) if not number or manifest.version == int(number)]
+    newest = newest_version(manifests, checkpoint_id, index)
+    return IndexVersion(str(version_directory(root, newest.version)), newest, str(Path(cache).expanduser()))
 
 
 def open_index(version: IndexVersion) -> PublishedIndex:
-    """Open a version on this node, downloaded where it is not local, verified against what was found.
+    """Open a version on this node, downloading it if it is remote, and verify it.
 
     Raises:
-        SearchIndexError: it is damaged, or is not what was found any more.
+        SearchIndexError: it is damaged, or has changed since the application was built.
     """
     index = PublishedIndex.open(_download(version))
     if index.manifest != version.manifest:
@@ -73,13 +73,13 @@ def open_index(version: IndexVersion) -> PublishedIndex:
     return index
 
 
-def reread(uri: str, digest: str, cache: str) -> IndexVersion:
-    """The version that `find_index` found, by its `uri` and `digest`.
+def find_pinned_version(uri: str, digest: str, cache: str) -> IndexVersion:
+    """The version returned earlier by `find_index`, from its `uri` and `digest`.
 
     Raises:
-        SearchIndexError: it cannot be read, or is not what was found any more.
+        SearchIndexError: it cannot be read, or has changed since the application was built.
     """
-    with _reading(uri):
+    with _read_errors(uri):
         content = (UPath(uri) / MANIFEST).read_bytes()
     version = IndexVersion(uri, parse_manifest(content, uri), cache)
     if version.digest != digest:
@@ -88,10 +88,10 @@ def reread(uri: str, digest: str, cache: str) -> IndexVersion:
 
 
 def open_shard(version: IndexVersion, number: int) -> PublishedIndex:
-    """Open one shard of a version on this node, of which nothing else is downloaded.
+    """Open one shard of a version on this node; only this shard is downloaded.
 
     Raises:
-        SearchIndexError: it is damaged, or is not what was found any more.
+        SearchIndexError: it is damaged, or has changed since the application was built.
     """
     return PublishedIndex.open_shard(_download(version, shard_name(number)), version.manifest, number)
 
@@ -101,21 +101,21 @@ def _download(version: IndexVersion, part: str = "") -> Path:
     if source.protocol in ("", "file", "local"):
         return Path(source.path)
 
-    def download(aside: Path) -> Path:
-        with _reading(str(source)):
-            source.fs.get(f"{source.path.rstrip('/')}/", f"{aside}/index/", recursive=True)
-        return aside / "index"
+    def download(temporary: Path) -> Path:
+        with _read_errors(str(source)):
+            source.fs.get(f"{source.path.rstrip('/')}/", f"{temporary}/index/", recursive=True)
+        return temporary / "index"
 
     return cached(Path(version.cache) / "indexes" / version.digest / (part or "whole"), download)
 
 
 @contextmanager
-def _reading(place: str) -> Iterator[None]:
+def _read_errors(uri: str) -> Iterator[None]:
     try:
         yield
     except (OSError, botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError) as error:
         reason = one_line(error)
-        raise SearchIndexError(f"index '{place}' cannot be read: {reason}; check its address and AWS_*") from error
+        raise SearchIndexError(f"index '{uri}' cannot be read: {reason}; check its path and AWS_*") from error
 
 
 def _changed(uri: str) -> SearchIndexError:

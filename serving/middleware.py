@@ -1,4 +1,4 @@
-"""ASGI middleware: who is let in, how many, how large and slow bodies may be, who left; ids; browsers' headers."""
+"""ASGI middleware: API keys, admission, body limits, disconnects, browser headers, request ids."""
 
 import asyncio
 import hashlib
@@ -17,14 +17,14 @@ CONTENT_SECURITY_POLICY = (
 )
 
 TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
-"""The header of W3C's Trace Context, https://www.w3.org/TR/trace-context/; its group is the id of the trace."""
+"""Header of W3C Trace Context, https://www.w3.org/TR/trace-context/; group 1 is the trace id."""
 REQUEST_ID = re.compile(r"[\w.:/=+-]{1,128}", re.ASCII)
 
 
 class ApiKeys:
-    """Let in who shows a key, as `Authorization: Bearer KEY` or `X-API-Key: KEY`; others get 401.
+    """Require an API key, as `Authorization: Bearer KEY` or `X-API-Key: KEY`; without one the response is 401.
 
-    The page, its files, and what probes and monitoring ask for stay open: they tell nothing of texts and images.
+    The page, its files and the routes of probes and monitoring need no key: they reveal nothing about texts and images.
     """
 
     PUBLIC = ("/", "/healthz", "/readyz", "/metrics", "/openapi.json")
@@ -34,8 +34,8 @@ class ApiKeys:
         self.digests = digests
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one connection."""
-        if scope["type"] == "http" and self.digests and not self._open(scope) and not self._known(scope):
+        """Handle one connection."""
+        if scope["type"] == "http" and self.digests and not self._is_public(scope) and not self._has_key(scope):
             refusal = error_response(
                 401,
                 "give an API key as 'Authorization: Bearer KEY' or 'X-API-Key: KEY'",
@@ -46,43 +46,43 @@ class ApiKeys:
             return
         await self.app(scope, receive, send)
 
-    def _open(self, scope: Scope) -> bool:
+    def _is_public(self, scope: Scope) -> bool:
         path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
         return path in self.PUBLIC or path.startswith("/static/")
 
-    def _known(self, scope: Scope) -> bool:
+    def _has_key(self, scope: Scope) -> bool:
         headers = Headers(scope=scope)
         kind, _, key = headers.get("authorization", "").partition(" ")
         if kind.lower() != "bearer":
             key = headers.get("x-api-key", "")
         digest = key_digest(key.strip())
-        # All are compared, each in constant time: how long it takes tells nothing of any key.
+        # Compares all digests, each in constant time, so that the duration reveals nothing about the keys.
         return sum(hmac.compare_digest(digest, known) for known in self.digests) > 0
 
 
 def key_digest(key: str) -> str:
-    """What the server keeps of an API key."""
+    """SHA-256 of an API key, hexadecimal: the server keeps no keys."""
     return hashlib.sha256(key.encode()).hexdigest()
 
 
 class Admission:
-    """Refuse with 429 what would wait behind too many requests, or hold too much memory, before its body is read.
+    """Refuse requests above `max_requests` in progress or `max_bytes` of bodies with 429, before reading the body.
 
-    A body of `unannounced` length counts as that many bytes.
+    A body without a `Content-Length` counts as `default_bytes`. A single request is admitted whatever its size.
     """
 
-    def __init__(self, app: ASGIApp, max_requests: int, max_bytes: int, unannounced: int) -> None:
+    def __init__(self, app: ASGIApp, max_requests: int, max_bytes: int, default_bytes: int) -> None:
         self.app = app
-        self.max_requests, self.max_bytes, self.unannounced = max_requests, max_bytes, unannounced
+        self.max_requests, self.max_bytes, self.default_bytes = max_requests, max_bytes, default_bytes
         self.requests = self.bytes = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one connection."""
-        if scope["type"] != "http" or scope["method"] != "POST":  # the others cost nothing, and tell how we are
+        """Handle one connection."""
+        if scope["type"] != "http" or scope["method"] != "POST":  # the others are cheap, and report health
             await self.app(scope, receive, send)
             return
         declared = Headers(scope=scope).get("content-length", "")
-        size = int(declared) if declared.isdecimal() else self.unannounced
+        size = int(declared) if declared.isdecimal() else self.default_bytes
         if self.requests >= self.max_requests or (self.requests and self.bytes + size > self.max_bytes):
             await overloaded()(scope, receive, send)
             return
@@ -95,34 +95,35 @@ class Admission:
             self.bytes -= size
 
 
-class GoneClients:
-    """Give up what nobody waits for any more: a client that leaves ends the work on its request.
+class CancelOnDisconnect:
+    """Cancel the work on a request when its client disconnects.
 
-    Serve's own proxy does this by itself; HAProxy and other servers only tell the application.
+    Serve's proxy does this itself; HAProxy and other servers only notify the application.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one connection."""
+        """Handle one connection."""
         if scope["type"] != "http" or scope["method"] != "POST":
             await self.app(scope, receive, send)
             return
-        read = asyncio.Event()  # the body, to its end: the next news can only be that the client went away
+        body_read = asyncio.Event()  # after the body, the only further message is a disconnect
 
-        async def noted() -> Message:
+        async def receive_body() -> Message:
             message = await receive()
             if not message.get("more_body", False):
-                read.set()
+                body_read.set()
             return message
 
-        async def left() -> None:
-            await read.wait()
+        async def disconnected() -> None:
+            await body_read.wait()
             while (await receive())["type"] != "http.disconnect":
                 pass
 
-        work, watch = asyncio.ensure_future(self.app(scope, noted, send)), asyncio.ensure_future(left())
+        work = asyncio.ensure_future(self.app(scope, receive_body, send))
+        watch = asyncio.ensure_future(disconnected())
         try:
             await asyncio.wait((work, watch), return_when=asyncio.FIRST_COMPLETED)
             if work.done():
@@ -134,9 +135,9 @@ class GoneClients:
 
 
 class BodyLimit:
-    """Refuse request bodies of more than `max_bytes` with 413, at the latest when that many were read.
+    """Refuse request bodies of more than `max_bytes` with 413, and those that take longer than `seconds` with 408.
 
-    A body that has not arrived after `seconds` is refused with 408: a slow client would hold its place for ever.
+    Without the time limit, a slow client would occupy one of the admitted requests forever.
     """
 
     def __init__(self, app: ASGIApp, max_bytes: int, seconds: float) -> None:
@@ -145,7 +146,7 @@ class BodyLimit:
         self.seconds = seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one connection."""
+        """Handle one connection."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -154,12 +155,12 @@ class BodyLimit:
         if declared.isdecimal() and int(declared) > self.max_bytes:
             await error_response(413, message, "body_too_large")(scope, receive, send)
             return
-        received, whole = 0, False
+        received, complete = 0, False
         deadline = asyncio.get_running_loop().time() + self.seconds
 
-        async def limited() -> Message:
-            nonlocal received, whole
-            if whole:  # what comes now is the news that the client went away
+        async def receive_limited() -> Message:
+            nonlocal received, complete
+            if complete:  # only a disconnect can follow
                 return await receive()
             try:
                 async with asyncio.timeout_at(deadline):
@@ -168,24 +169,24 @@ class BodyLimit:
                 late = f"the request body did not arrive within {self.seconds:g} s"
                 raise ApiError(408, late, "request_timeout") from None
             received += len(event.get("body", b""))
-            whole = not event.get("more_body", False)
-            if received > self.max_bytes:  # a body without a length, or with a wrong one
+            complete = not event.get("more_body", False)
+            if received > self.max_bytes:  # without a Content-Length, or with a wrong one
                 raise ApiError(413, message, "body_too_large")
             return event
 
-        await self.app(scope, limited, send)
+        await self.app(scope, receive_limited, send)
 
 
 class BrowserHeaders:
-    """Tell browsers to run nothing but our own script, to believe content types, and to ask whether a file changed."""
+    """Make browsers run only the page's own script, trust content types, and revalidate cached files."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one connection."""
+        """Handle one connection."""
 
-        async def with_headers(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 headers["Content-Security-Policy"] = CONTENT_SECURITY_POLICY
@@ -194,21 +195,21 @@ class BrowserHeaders:
                 headers.setdefault("Cache-Control", "no-cache")
             await send(message)
 
-        await self.app(scope, receive, with_headers)
+        await self.app(scope, receive, send_with_headers)
 
 
 class RequestId:
-    """Settle the id of a request before Serve does: the trace of a `traceparent`, else a fit `X-Request-ID`.
+    """Set the request id before Serve does: the trace id of a `traceparent`, otherwise a valid `X-Request-ID`.
 
-    Serve makes one where none is left, answers with it as `X-Request-ID`, and writes it as `request_id` into every line
-    of its log that is about the request, whatever deployment writes it. It takes any text for an id; we do not.
+    Serve generates an id if there is none, returns it as `X-Request-ID`, and logs it as `request_id` in each line about
+    the request, in all deployments. Serve accepts any text as an id; this middleware removes invalid ones.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one connection."""
+        """Handle one connection."""
         if scope["type"] == "http":
             headers = MutableHeaders(scope=scope)
             if trace := TRACEPARENT.fullmatch(headers.get("traceparent", "")):
@@ -219,5 +220,5 @@ class RequestId:
 
 
 def before_serve() -> list[Middleware]:
-    """What stands in front of all of Serve, where `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH` names this function."""
+    """Middleware of Serve's proxy; used if `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH` names this function."""
     return [Middleware(RequestId)]

@@ -1,7 +1,7 @@
-"""The model to serve: found once by the builder, fetched by every replica.
+"""The model to serve: resolved once by the builder, downloaded by each replica.
 
-An alias such as `models:/longclip@champion` can move while the application runs. The builder turns it into a version
-and that version's content into a checkpoint id; replicas fetch exactly that and refuse anything else.
+An alias such as `models:/longclip@champion` can move while the application runs. The builder resolves it to a version
+and to the checkpoint id of that version; replicas download exactly that and refuse anything else.
 """
 
 import hashlib
@@ -12,38 +12,33 @@ from pathlib import Path
 from longclip.checkpoint import checkpoint_id, load_checkpoint, verify_checkpoint
 from longclip.errors import CheckpointError, one_line
 from longclip.images import ImageTransform
+from longclip.model_uri import CHECKPOINT_ARTIFACT, MANIFEST_TAG, ModelUri, is_model_uri, parse_model_uri
 from serving.node_cache import cached
 
-REGISTRY_SCHEME = "models:/"
-CHECKPOINT_PATH = "artifacts/checkpoint"
-"""Where a registered pyfunc model keeps its checkpoint directory. Nothing else of it is downloaded or read."""
-
-MANIFEST_TAG = "manifest_sha256"
-"""Tag of a version with the checksum of its checkpoint's manifest."""
-MLFLOW_PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "20", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}
-"""MLflow's own patience with a registry that is down is many minutes; what the environment says counts first."""
+MLFLOW_RETRIES = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "20", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}
+"""Defaults of environment variables. MLflow's own make it retry for many minutes if the registry is down."""
 
 
 @dataclass(frozen=True)
 class Location:
-    """Where a checkpoint lies, free of anything that can move."""
+    """Location of a checkpoint, with aliases resolved."""
 
     name: str
     version: str | None
-    """Version in the registry; None for a directory."""
+    """Registered version; None for a directory."""
     uri: str
     """An absolute directory, or `models:/name/version`."""
     cache: str
-    """Directory of this node that keeps what was downloaded."""
+    """Directory for downloads, on each node."""
     source: str = ""
-    """Storage of the registered version: tells equal names and versions of two registries apart."""
+    """Artifact storage of the registered version: distinguishes equal names and versions of two registries."""
     manifest_sha256: str | None = None
-    """What the checkpoint's manifest must be, as the registry keeps it; None where it does not."""
+    """Expected checksum of the checkpoint's manifest, from the registry; None if the registry has none."""
 
 
 @dataclass(frozen=True)
 class Model:
-    """A checkpoint that was found good, and all that other deployments need to know of it."""
+    """A verified checkpoint and its properties."""
 
     location: Location
     checkpoint_id: str
@@ -53,19 +48,19 @@ class Model:
 
     @property
     def version(self) -> str:
-        """The registry's version, or the checkpoint id of an unregistered directory."""
+        """The registered version, or the checkpoint id of a directory."""
         return self.location.version or self.checkpoint_id
 
 
 def open_model(model: str, cache: str) -> Model:
-    """Find a model and load it once, so that a bad one is refused before anything is deployed.
+    """Resolve a model and load it once, so that an invalid one is refused before anything is deployed.
 
     Args:
         model: a checkpoint directory, `models:/name/version` or `models:/name@alias`.
         cache: directory for downloads.
 
     Raises:
-        CheckpointError: there is no such model, or it is no CLIP.
+        CheckpointError: there is no such model, or it is not a CLIP model.
     """
     location = _locate(model, str(Path(cache).expanduser()))
     directory = _download(location)
@@ -79,15 +74,19 @@ def open_model(model: str, cache: str) -> Model:
     )
 
 
-def fetch(model: Model) -> Path:
-    """The model's checkpoint directory on this node, verified to be the one that the builder found."""
+def fetch_model(model: Model) -> Path:
+    """The model's checkpoint directory on this node, verified to be the one that the builder resolved.
+
+    Raises:
+        CheckpointError: it cannot be downloaded, is damaged, or has changed since the application was built.
+    """
     directory = _download(model.location)
     if model.location.version is not None:
-        verify_checkpoint(directory, model.location.manifest_sha256)  # the cache may have been changed since
-    found = _weights_id(directory)
-    if found != model.checkpoint_id:
+        verify_checkpoint(directory, model.location.manifest_sha256)  # the cached files may have been changed
+    actual_id = _weights_id(directory)
+    if actual_id != model.checkpoint_id:
         raise CheckpointError(
-            f"checkpoint '{directory}' has id {found}, but the application was built for {model.checkpoint_id};"
+            f"checkpoint '{directory}' has id {actual_id}, but the application was built for {model.checkpoint_id};"
             " deploy again to serve the changed one"
         )
     return directory
@@ -101,50 +100,49 @@ def _weights_id(directory: Path) -> str:
 
 
 def _locate(model: str, cache: str) -> Location:
-    if not model.startswith(REGISTRY_SCHEME):
+    if not is_model_uri(model):
         return Location("", None, str(Path(model).expanduser().absolute()), cache)
-    for name, value in MLFLOW_PATIENCE.items():
+    uri = parse_model_uri(model)
+    if not os.environ.get("MLFLOW_TRACKING_URI"):  # MLflow would create an empty registry in the working directory
+        raise CheckpointError(
+            f"model '{model}' is in a registry, but MLFLOW_TRACKING_URI is not set; set it, for example to"
+            " sqlite:////data/mlflow.db or http://mlflow:5000, or give a checkpoint directory"
+        )
+    for name, value in MLFLOW_RETRIES.items():
         os.environ.setdefault(name, value)
-    # Imported here: MLflow takes seconds to import, and a plain directory does not need it.
+    # Imported late: MLflow takes seconds to import, and a directory does not need it.
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
-    name, at, alias = model.removeprefix(REGISTRY_SCHEME).partition("@")
-    version = ""
-    if not at:
-        name, _, version = name.partition("/")
-    if not name or not (alias or version.isdecimal()):
-        raise CheckpointError(f"model '{model}' is neither models:/NAME/VERSION nor models:/NAME@ALIAS")
-    if not os.environ.get("MLFLOW_TRACKING_URI"):  # MLflow would make an empty registry where the server was started
-        raise CheckpointError(
-            f"model '{model}' lies in a registry, and MLFLOW_TRACKING_URI does not say in which; set it, for example to"
-            " sqlite:////data/mlflow.db or http://mlflow:5000, or name a checkpoint directory"
-        )
     client = MlflowClient()
     try:
-        found = client.get_model_version_by_alias(name, alias) if at else client.get_model_version(name, version)
+        if uri.alias:
+            version = client.get_model_version_by_alias(uri.name, uri.alias)
+        else:
+            version = client.get_model_version(uri.name, uri.version)
     except MlflowException as error:
         raise CheckpointError(
             f"model '{model}' cannot be found in the registry (MLFLOW_TRACKING_URI): {one_line(error)}"
         ) from error
-    uri = f"{REGISTRY_SCHEME}{name}/{found.version}"
-    return Location(name, str(found.version), uri, cache, str(found.source), found.tags.get(MANIFEST_TAG))
+    number = str(version.version)
+    resolved = str(ModelUri(uri.name, number))
+    return Location(uri.name, number, resolved, cache, str(version.source), version.tags.get(MANIFEST_TAG))
 
 
 def _download(location: Location) -> Path:
-    """The checkpoint directory of a location, downloaded to the cache where it is not local."""
+    """The checkpoint directory of a location, downloaded to the cache if it is in a registry."""
     if location.version is None:
         return Path(location.uri)
     key = hashlib.sha256(f"{location.uri}\0{location.source}".encode()).hexdigest()[:16]
     from mlflow.artifacts import download_artifacts
     from mlflow.exceptions import MlflowException
 
-    def download(aside: Path) -> Path:
+    def download(temporary: Path) -> Path:
         try:
-            path = download_artifacts(artifact_uri=f"{location.uri}/{CHECKPOINT_PATH}", dst_path=str(aside))
+            path = download_artifacts(artifact_uri=f"{location.uri}/{CHECKPOINT_ARTIFACT}", dst_path=str(temporary))
         except (MlflowException, OSError) as error:
-            reason = one_line(error, 1000)  # MLflow names long paths before it says why
-            raise CheckpointError(f"cannot download {CHECKPOINT_PATH} of '{location.uri}': {reason}") from error
+            reason = one_line(error, 1000)  # long paths precede the reason in MLflow's messages
+            raise CheckpointError(f"cannot download {CHECKPOINT_ARTIFACT} of '{location.uri}': {reason}") from error
         verify_checkpoint(path, location.manifest_sha256)
         return Path(path)
 

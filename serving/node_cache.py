@@ -1,4 +1,4 @@
-"""What was downloaded to this node: each thing once, whole or not at all, however many replicas want it."""
+"""Downloads of this node: each is downloaded once, whole or not at all, however many replicas need it."""
 
 import os
 import shutil
@@ -8,22 +8,22 @@ from pathlib import Path
 
 
 def cached(directory: Path, download: Callable[[Path], Path]) -> Path:
-    """A directory of the cache, made where it is not there.
+    """Return a directory of the cache, downloading it first if it does not exist.
 
     Args:
-        directory: what it is called; its name must change with what it holds.
-        download: fills a directory that it is given, and says which part of it is wanted; what it raises is raised here
-            unless another replica has made the directory meanwhile.
+        directory: path of the result; must be different for different content.
+        download: fills the temporary directory that it is given, and returns the path in it to keep. Its exceptions are
+            raised here, unless another process has created `directory` in the meantime.
     """
     if directory.is_dir():
         return directory
     directory.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+    temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
     try:
-        os.rename(download(aside), directory)
+        os.rename(download(temporary), directory)
     except Exception:
         if not directory.is_dir():
             raise
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
     return directory

@@ -1,8 +1,8 @@
-"""Shards of an index on several machines: a deployment that holds them, and the searcher that asks it.
+"""A sharded index: a deployment whose processes hold the shards, and the searcher that queries it.
 
-A retriever holds no version of its own. Every question names the shard that it is for, and Serve's multiplexing sends
-it to a retriever that has that shard open, or lets one open it. So while an application is updated, its old replicas
-and its new ones ask any retriever, each for shards of its own version, and no answer mixes two.
+A retriever is not tied to an index version. Each call names its shard, and Serve's multiplexing routes it to one
+that has this shard open, or makes one open it. During an update, old and new replicas therefore share the retrievers,
+each querying shards of its version, and no response mixes two versions.
 """
 
 import asyncio
@@ -19,32 +19,34 @@ from ray.serve.handle import DeploymentHandle
 from longclip.errors import ConfigError
 from longclip.index import Match, merge_matches
 from serving.errors import ApiError
-from serving.index_source import IndexVersion, open_shard, reread
+from serving.index_source import IndexVersion, find_pinned_version, open_shard
 from serving.searcher import LocalSearcher, Target, check_target, index_info
 
 MAX_SHARDS = 16
-"""Shards that a retriever holds open; memory-mapped, so memory goes to those parts of them that are searched."""
+"""Maximum number of open shards in a retriever. They are memory-mapped, so only the parts searched use memory."""
 ATTEMPTS = 3
-"""How often a question is asked while retrievers that get it die."""
+"""Maximum number of attempts at a call whose retriever dies."""
 
-Question = Literal["search", "vector", "thumbnail", "examples", "check"]
+Method = Literal["search", "vector", "thumbnail", "examples", "check"]
 
 
 def check_retrievers(count: int, version: IndexVersion) -> None:
-    """Raises `ConfigError` where so many retrievers cannot hold an index beside the version that it replaces."""
+    """Raise `ConfigError` if `count` retrievers cannot hold an index together with the version that it replaces."""
     needed = math.ceil(2 * len(version.manifest.shards) / MAX_SHARDS)
     if count < needed:
         raise ConfigError(
-            f"retrievers={count}: the index has {len(version.manifest.shards)} shards, of which a retriever holds"
-            f" {MAX_SHARDS // 2}, and as many of the next version; set retrievers={needed} or more"
+            f"retrievers={count}: the index has {len(version.manifest.shards)} shards, and a retriever holds"
+            f" {MAX_SHARDS // 2} of them plus as many of the next version; set retrievers={needed} or more"
         )
 
 
 def verify_shards(version: IndexVersion) -> None:
-    """Open every shard once, in Ray tasks on whatever nodes there are, whose caches keep what was downloaded.
+    """Open each shard once, in Ray tasks spread over the nodes; their caches keep the downloads.
+
+    Retrievers that failed on a damaged shard would already have replaced working ones.
 
     Raises:
-        SearchIndexError: one is damaged: refused here, and not by retrievers that replaced those that served.
+        SearchIndexError: a shard is damaged.
     """
     opening = ray.remote(num_cpus=0, scheduling_strategy="SPREAD")(_verify)
     try:
@@ -58,16 +60,16 @@ def _verify(version: IndexVersion, number: int) -> None:
 
 
 class Retriever:
-    """A process that answers for the shards that it was asked for most lately."""
+    """A process that holds the most recently used shards."""
 
     def __init__(self, cache: str) -> None:
         self._cache = cache
 
-    async def ask(self, question: Question, *arguments: Any) -> Any:
-        """What the shard that the request names answers to a method of `Searcher`."""
+    async def call(self, method: Method, *arguments: Any) -> Any:
+        """Call a method of `Searcher` on the shard that is the multiplexed model id of the request."""
         shard = await self._shard(serve.get_multiplexed_model_id())
-        method: Callable[..., Awaitable[Any]] = getattr(shard, question)
-        return await method(*arguments)
+        bound: Callable[..., Awaitable[Any]] = getattr(shard, method)
+        return await bound(*arguments)
 
     @serve.multiplexed(max_num_models_per_replica=MAX_SHARDS)
     async def _shard(self, name: str) -> LocalSearcher:
@@ -75,15 +77,15 @@ class Retriever:
 
     def _open(self, name: str) -> LocalSearcher:
         uri, number, digest = name.rsplit("#", 2)
-        return LocalSearcher(open_shard(reread(uri, digest, self._cache), int(number)))
+        return LocalSearcher(open_shard(find_pinned_version(uri, digest, self._cache), int(number)))
 
 
 class ShardedSearcher:
-    """An index whose shards retrievers hold. All of them answer, or none does: no hits are left out silently."""
+    """An index held by retrievers. If a shard cannot be searched, the search fails; hits are never omitted silently."""
 
     def __init__(self, version: IndexVersion, retrievers: DeploymentHandle) -> None:
         self.info = index_info(version.manifest)
-        """What the index says of itself."""
+        """Description of the index."""
         self._shards = [
             retrievers.options(multiplexed_model_id=f"{version.uri}#{number}#{version.digest}")
             for number in range(len(version.manifest.shards))
@@ -92,43 +94,43 @@ class ShardedSearcher:
     async def search(
         self, query: np.ndarray, top_k: int, target: Target, filter: dict[str, Any] | None, exact: bool
     ) -> list[Match]:
-        """The `top_k` best matches of a unit vector `[E]`, best first."""
+        """The `top_k` best matches of a unit vector `[E]`, best first; raises `ApiError`."""
         check_target(self.info, target)
-        return merge_matches(await self._ask_all("search", query, top_k, target, filter, exact), top_k)
+        return merge_matches(await self._call_all("search", query, top_k, target, filter, exact), top_k)
 
     async def vector(self, id: str, target: Target) -> np.ndarray | None:
-        """The unit vector `[E]` of an item; None where the index has no such id."""
+        """The unit vector `[E]` of an item; None if the index has no such id."""
         check_target(self.info, target)
-        return _first(await self._ask_all("vector", id, target))
+        return _first(await self._call_all("vector", id, target))
 
     async def thumbnail(self, id: str) -> bytes | None:
-        """The JPEG of an item; None where the index has no such id."""
-        return _first(await self._ask_all("thumbnail", id))
+        """The thumbnail of an item as JPEG; None if the index has no such id."""
+        return _first(await self._call_all("thumbnail", id))
 
     async def examples(self, count: int) -> list[str]:
-        """Some captions of the index."""
-        return await _ask(self._shards[0], "examples", count)
+        """At most `count` captions of the index."""
+        return await _call(self._shards[0], "examples", count)
 
     async def check(self) -> None:
-        """Raises where a shard cannot be searched."""
-        await self._ask_all("check")
+        """Raise an exception if a shard cannot be searched."""
+        await self._call_all("check")
 
-    async def _ask_all(self, question: Question, *arguments: Any) -> list[Any]:
-        return await asyncio.gather(*(_ask(shard, question, *arguments) for shard in self._shards))
+    async def _call_all(self, method: Method, *arguments: Any) -> list[Any]:
+        return await asyncio.gather(*(_call(shard, method, *arguments) for shard in self._shards))
 
 
-async def _ask(shard: DeploymentHandle, question: Question, *arguments: Any) -> Any:
+async def _call(shard: DeploymentHandle, method: Method, *arguments: Any) -> Any:
     for _ in range(ATTEMPTS):
         try:
-            return await shard.ask.remote(question, *arguments)
-        except RayActorError:  # it died with the question; asking changes nothing, so another is asked
+            return await shard.call.remote(method, *arguments)
+        except RayActorError:  # it died; the methods have no side effects, so retry on another
             continue
         except RayTaskError as error:
             if isinstance(error.cause, ApiError):
                 raise error.cause from None
             raise
-    raise ApiError(503, "a part of the index cannot be reached; try again", "index_unavailable")
+    raise ApiError(503, "a part of the index is unavailable; try again", "index_unavailable")
 
 
-def _first(answers: list[Any]) -> Any:
-    return next((answer for answer in answers if answer is not None), None)
+def _first(results: list[Any]) -> Any:
+    return next((result for result in results if result is not None), None)

@@ -8,7 +8,7 @@ MAX_TOP_K = 100
 
 
 class Request(BaseModel):
-    """Base of every request: a misspelt field is an error, not ignored."""
+    """Base of all requests: unknown fields are errors."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -27,12 +27,12 @@ class Item(Request):
 
     @property
     def kind(self) -> Literal["text", "image"]:
-        """What it is."""
+        """Kind of the item."""
         return "image" if self.text is None else "text"
 
 
 def _as_items(value: Any) -> Any:
-    """A string, a list of strings or a list of items -> a list of items."""
+    """Convert a string, a list of strings or a list of items to a list of items."""
     if isinstance(value, str):
         value = [value]
     if not isinstance(value, list):
@@ -48,14 +48,14 @@ Items = Annotated[
 
 
 class EmbeddingsRequest(Request):
-    """`POST /v1/embeddings`: OpenAI's request, with images and explicit truncation."""
+    """`POST /v1/embeddings`: OpenAI's request plus images and explicit truncation."""
 
     input: Items
     model: str | None = None
     encoding_format: Literal["float", "base64"] = "float"
-    dimensions: int | None = Field(None, description="accepted where it is the model's own")
+    dimensions: int | None = Field(None, description="accepted only if equal to that of the model")
     user: str | None = Field(None, description="accepted for OpenAI clients, not used")
-    truncate: bool = Field(False, description="cut texts that are too long instead of refusing them")
+    truncate: bool = Field(False, description="truncate texts that are too long instead of refusing them")
 
 
 class Embedding(BaseModel):
@@ -67,7 +67,7 @@ class Embedding(BaseModel):
 
 
 class Usage(BaseModel):
-    """Tokens that were read; `truncated` counts the texts that were cut."""
+    """Number of tokens processed; `truncated` is the number of truncated texts."""
 
     prompt_tokens: int
     total_tokens: int
@@ -75,7 +75,7 @@ class Usage(BaseModel):
 
 
 class EmbeddingsResponse(BaseModel):
-    """Vectors in the order of the input."""
+    """Vectors in input order."""
 
     object: Literal["list"] = "list"
     model: str
@@ -84,11 +84,11 @@ class EmbeddingsResponse(BaseModel):
 
 
 class Query(Request):
-    """What to search for: exactly one of the four."""
+    """What to search for: exactly one of the four fields."""
 
     text: str | None = None
     image: str | None = Field(None, description="data URI or raw base64 of an image file")
-    id: str | None = Field(None, description="an item of the index; it is not among its own hits")
+    id: str | None = Field(None, description="an item of the index; it is left out of the hits")
     embedding: list[FiniteFloat] | None = None
 
     @model_validator(mode="after")
@@ -103,12 +103,12 @@ class SearchRequest(Request):
     """`POST /v1/search`."""
 
     query: Query
-    target: Literal["image", "caption"] = Field("image", description="compare with the images, or with their captions")
+    target: Literal["image", "caption"] = Field("image", description="compare with the images or with their captions")
     top_k: int = Field(10, ge=1, le=MAX_TOP_K)
-    min_score: FiniteFloat | None = Field(None, description="leave out hits with less")
+    min_score: FiniteFloat | None = Field(None, description="minimum score of a hit")
     filter: dict[str, Any] | None = Field(None, description="conditions on the metadata of items")
-    exact: bool = Field(False, description="compare with every item, whatever the index does otherwise")
-    truncate: bool = Field(False, description="cut a text that is too long instead of refusing it")
+    exact: bool = Field(False, description="compare with every item, even if the index is approximate")
+    truncate: bool = Field(False, description="truncate a text that is too long instead of refusing it")
 
 
 class Hit(BaseModel):
@@ -122,7 +122,7 @@ class Hit(BaseModel):
 
 
 class ModelInfo(BaseModel):
-    """The model that is served."""
+    """The served model."""
 
     id: str
     version: str
@@ -131,11 +131,11 @@ class ModelInfo(BaseModel):
     embedding_dim: int
     image_size: int
     precision: str
-    """Of its matrix products: float32 or bfloat16."""
+    """Precision of matrix products: float32 or bfloat16."""
 
 
 class IndexInfo(BaseModel):
-    """The index that is searched."""
+    """The searched index."""
 
     version: int
     checkpoint_id: str
@@ -143,15 +143,15 @@ class IndexInfo(BaseModel):
     embedding_dim: int
     engine: str
     targets: list[str]
-    """What queries can be compared with."""
+    """What queries can be compared with: image, caption."""
     metadata: dict[str, str]
-    """Columns that can be filtered by, and their types."""
+    """Columns that filters can use, and their types."""
     source: str
     created: str
 
 
 class SearchResponse(BaseModel):
-    """Hits, best first. `tokens` is 0 where the query was no text."""
+    """Hits, best first. `tokens` is 0 if the query was not a text."""
 
     hits: list[Hit]
     model: ModelInfo
@@ -167,15 +167,15 @@ class ClassifyRequest(Request):
     input: Items
     labels: list[Annotated[str, Field(min_length=1)]] = Field(min_length=2, max_length=1000)
     templates: list[Annotated[str, Field(pattern=r"\{\}")]] = Field(
-        ["a photo of a {}."], min_length=1, max_length=100, description="prompts, in which {} stands for the label"
+        ["a photo of a {}."], min_length=1, max_length=100, description="prompts; {} is replaced by the label"
     )
-    top_k: int | None = Field(None, ge=1, description="only the best labels of each item")
+    top_k: int | None = Field(None, ge=1, description="return only the best labels of each item")
     model: str | None = None
-    truncate: bool = Field(False, description="cut texts of the input that are too long instead of refusing them")
+    truncate: bool = Field(False, description="truncate input texts that are too long instead of refusing them")
 
 
 class LabelScore(BaseModel):
-    """A label for an item: its cosine similarity, and its share of the softmax over all labels."""
+    """A label for an item: its cosine similarity, and its softmax probability over all labels."""
 
     label: str
     score: float
@@ -190,7 +190,7 @@ class Classification(BaseModel):
 
 
 class ClassifyResponse(BaseModel):
-    """Labels in the order of the input."""
+    """Labels of each item, in input order."""
 
     object: Literal["list"] = "list"
     model: str
@@ -213,14 +213,14 @@ class TokenizeRequest(Request):
 
 
 class TokenizeResponse(BaseModel):
-    """Tokens of a text, start and end token included, and how many the model reads."""
+    """Number of tokens of a text, including the start and end tokens, and the model's maximum."""
 
     tokens: int
     context_length: int
 
 
 class ModelEntry(BaseModel):
-    """A model as OpenAI's clients list it."""
+    """A model in the format of OpenAI's API."""
 
     id: str
     object: Literal["model"] = "model"
@@ -236,7 +236,7 @@ class ModelList(BaseModel):
 
 
 class Examples(BaseModel):
-    """`GET /v1/examples`: captions of the index, to start from."""
+    """`GET /v1/examples`: captions of the index as example queries."""
 
     examples: list[str]
 
@@ -248,6 +248,6 @@ class Status(BaseModel):
 
 
 class Readiness(Status):
-    """`GET /readyz`: why it is not, where it is not."""
+    """`GET /readyz`; `reasons` is empty if the application is ready."""
 
     reasons: list[str]

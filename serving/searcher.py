@@ -1,4 +1,4 @@
-"""How a replica searches an index."""
+"""Searching an index on behalf of requests."""
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -19,86 +19,83 @@ MAX_BATCH_QUERIES = 32
 
 
 class Searcher(Protocol):
-    """An index, wherever it lies."""
+    """An index, in this process or in others."""
 
     @property
     def info(self) -> schemas.IndexInfo:
-        """What the index says of itself."""
+        """Description of the index."""
 
     async def search(
         self, query: np.ndarray, top_k: int, target: Target, filter: dict[str, Any] | None, exact: bool
     ) -> list[Match]:
-        """The `top_k` best matches of a unit vector `[E]`, best first."""
+        """The `top_k` best matches of a unit vector `[E]`, best first; raises `ApiError`."""
 
     async def vector(self, id: str, target: Target) -> np.ndarray | None:
-        """The unit vector `[E]` of an item; None where the index has no such id."""
+        """The unit vector `[E]` of an item; None if the index has no such id."""
 
     async def thumbnail(self, id: str) -> bytes | None:
-        """The JPEG of an item; None where the index has no such id."""
+        """The thumbnail of an item as JPEG; None if the index has no such id."""
 
     async def examples(self, count: int) -> list[str]:
-        """Some captions of the index."""
+        """At most `count` captions of the index."""
 
     async def check(self) -> None:
-        """Raises where the index cannot be searched."""
+        """Raise an exception if the index cannot be searched."""
 
 
 class LocalSearcher:
-    """An index in this process. Queries that arrive together and ask alike share one pass over its vectors."""
+    """An index in this process. Concurrent queries with equal options share one pass over its vectors."""
 
     def __init__(self, index: PublishedIndex) -> None:
         self.info = index_info(index.manifest)
-        """What the index says of itself."""
+        """Description of the index."""
         self._index = index
         self._batcher = MicroBatcher(self._run, lambda _: 1, MAX_BATCH_QUERIES, ThreadPoolExecutor(1, "search"))
 
     async def search(
         self, query: np.ndarray, top_k: int, target: Target, filter: dict[str, Any] | None, exact: bool
     ) -> list[Match]:
-        """The `top_k` best matches of a unit vector `[E]`, best first."""
+        """The `top_k` best matches of a unit vector `[E]`, best first; raises `ApiError`."""
         check_target(self.info, target)
-        parsed = read_filter(filter, self._index.filter_schema)
+        parsed = request_filter(filter, self._index.filter_schema)
         (matches,) = await self._batcher.submit([_Call(query, top_k, target, parsed, exact)])
         return matches
 
     async def vector(self, id: str, target: Target) -> np.ndarray | None:
-        """The unit vector `[E]` of an item; None where the index has no such id."""
+        """The unit vector `[E]` of an item; None if the index has no such id."""
         check_target(self.info, target)
         return self._index.vector(id, target)
 
     async def thumbnail(self, id: str) -> bytes | None:
-        """The JPEG of an item; None where the index has no such id."""
+        """The thumbnail of an item as JPEG; None if the index has no such id."""
         return self._index.thumbnail(id)
 
     async def examples(self, count: int) -> list[str]:
-        """Some captions of the index."""
+        """At most `count` captions of the index."""
         return self._index.examples(count)
 
     async def check(self) -> None:
-        """An index in memory answers."""
+        """Nothing to do: an open index can be searched."""
 
     def _run(self, calls: list["_Call"]) -> list[list[Match]]:
-        alike: dict[tuple[Target, bool], list[int]] = {}
-        answers: list[list[Match]] = [[] for _ in calls]
-        for place, call in enumerate(calls):
+        batches: dict[tuple[Target, bool], list[int]] = {}
+        results: list[list[Match]] = [[] for _ in calls]
+        for row, call in enumerate(calls):
             if call.filter is None:
-                alike.setdefault((call.target, call.exact), []).append(place)
+                batches.setdefault((call.target, call.exact), []).append(row)
             else:
-                (answers[place],) = self._index.search(
-                    call.query[None], call.top_k, call.target, call.filter, call.exact
-                )
-        for (target, exact), places in alike.items():
-            queries = np.stack([calls[place].query for place in places])
-            most = max(calls[place].top_k for place in places)
-            found = self._index.search(queries, most, target, exact=exact)
-            for place, matches in zip(places, found, strict=True):
-                answers[place] = matches[: calls[place].top_k]
-        return answers
+                (results[row],) = self._index.search(call.query[None], call.top_k, call.target, call.filter, call.exact)
+        for (target, exact), rows in batches.items():
+            queries = np.stack([calls[row].query for row in rows])
+            top_k = max(calls[row].top_k for row in rows)
+            for row, matches in zip(rows, self._index.search(queries, top_k, target, exact=exact), strict=True):
+                results[row] = matches[: calls[row].top_k]
+        return results
 
 
 @dataclass(frozen=True)
 class _Call:
-    """A search that waits for its turn."""
+    """A queued search."""
 
     query: np.ndarray
     top_k: int
@@ -108,13 +105,13 @@ class _Call:
 
 
 def check_target(info: schemas.IndexInfo, target: Target) -> None:
-    """Raises `ApiError` where an index has no vectors of a target."""
+    """Raise `ApiError` if an index has no vectors of a target."""
     if target not in info.targets:
         raise ApiError(422, f"target: this index has no vectors of '{target}'", "invalid_value", "target")
 
 
-def read_filter(filter: dict[str, Any] | None, schema: Mapping[str, pa.DataType]) -> Filter | None:
-    """The filter of a request, checked against the columns of the index; raises `ApiError`."""
+def request_filter(filter: dict[str, Any] | None, schema: Mapping[str, pa.DataType]) -> Filter | None:
+    """Parse the filter of a request against the columns of the index; raises `ApiError`."""
     if filter is None:
         return None
     try:
@@ -124,7 +121,7 @@ def read_filter(filter: dict[str, Any] | None, schema: Mapping[str, pa.DataType]
 
 
 def index_info(manifest: Manifest) -> schemas.IndexInfo:
-    """What the API says of an index."""
+    """Description of an index in responses."""
     return schemas.IndexInfo(
         version=manifest.version,
         checkpoint_id=manifest.checkpoint_id,

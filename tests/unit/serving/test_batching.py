@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from serving.batching import BATCHES_A_TURN, ITEMS_A_REQUEST, BacklogError, MicroBatcher
+from serving.batching import BATCHES_PER_TURN, ITEMS_PER_REQUEST, BacklogError, MicroBatcher
 
 pytestmark = pytest.mark.anyio
 
@@ -86,7 +86,7 @@ async def test_a_large_request_does_not_hold_up_a_small_one() -> None:
     assert await small == [9]
     assert not large.done()
     position = next(number for number, batch in enumerate(recorder.batches) if 3 in batch)
-    assert position <= BATCHES_A_TURN + 1
+    assert position <= BATCHES_PER_TURN + 1
     assert await large == [400] * 400
     await first
 
@@ -155,6 +155,6 @@ async def test_a_large_request_counts_by_its_share_of_a_turn_only() -> None:
     await batcher.submit([5])
     large = asyncio.create_task(batcher.submit([5] * 1000))  # five seconds
     await asyncio.sleep(0.01)
-    assert batcher.delay < 2 * 0.005 * (ITEMS_A_REQUEST + BATCHES_A_TURN * 100 / 5)
+    assert batcher.delay < 2 * 0.005 * (ITEMS_PER_REQUEST + BATCHES_PER_TURN * 100 / 5)
     assert await batcher.submit([3]) == [3]
     large.cancel()

@@ -66,7 +66,7 @@ def test_texts_and_images_in_any_order(client: Client, tiny_checkpoint: Checkpoi
 def test_many_texts_go_in_several_requests_and_progress_is_told(
     client: Client, tiny_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client_module, "TEXTS_A_REQUEST", 7)
+    monkeypatch.setattr(client_module, "TEXTS_PER_REQUEST", 7)
     texts = [f"picture number {number}" for number in range(40)]
     told: list[tuple[int, int]] = []
     vectors = client.embed(texts, progress=lambda done, of: told.append((done, of)))
@@ -76,7 +76,7 @@ def test_many_texts_go_in_several_requests_and_progress_is_told(
 
 
 def test_an_error_names_the_item_of_the_call(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_module, "IMAGES_A_REQUEST", 2)
+    monkeypatch.setattr(client_module, "IMAGES_PER_REQUEST", 2)
     with pytest.raises(ServerError) as refused:
         client.embed(["a", picture(), picture(), picture(), b"no image"])
     error = refused.value
@@ -190,7 +190,7 @@ def test_what_will_not_pass_is_not_and_patience_ends(
 
 
 def test_requests_under_way_are_bounded(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_module, "TEXTS_A_REQUEST", 1)
+    monkeypatch.setattr(client_module, "TEXTS_PER_REQUEST", 1)
 
     async def most() -> int:
         running, peak = 0, 0

@@ -58,10 +58,10 @@ async def test_bfloat16_rounds_and_no_more(
 
 async def test_each_text_is_computed_once(embedder: Embedder, read: Callable[[list[str]], TokenBatch]) -> None:
     first = await embedder.embed_texts(read(TEXTS))
-    assert (embedder.texts.counts.items, embedder.remembered) == (len(set(TEXTS)), 0)
+    assert (embedder.texts.counts.items, embedder.cache_hits) == (len(set(TEXTS)), 0)
     again = await embedder.embed_texts(read([*TEXTS, "a new one"]))
     np.testing.assert_array_equal(again[:-1], first)
-    assert (embedder.texts.counts.items, embedder.remembered) == (len(set(TEXTS)) + 1, len(TEXTS))
+    assert (embedder.texts.counts.items, embedder.cache_hits) == (len(set(TEXTS)) + 1, len(TEXTS))
 
 
 async def test_memory_of_texts_is_bounded_and_keeps_the_latest(
@@ -70,7 +70,7 @@ async def test_memory_of_texts_is_bounded_and_keeps_the_latest(
     monkeypatch.setattr(module, "CACHED_TEXTS", 2)
     for text in ("one", "two", "one", "three", "one"):
         await embedder.embed_texts(read([text]))
-    assert (embedder.texts.counts.items, embedder.remembered) == (3, 2)
+    assert (embedder.texts.counts.items, embedder.cache_hits) == (3, 2)
 
 
 async def test_texts_of_all_requests_are_padded_to_each_other_not_to_the_limit(

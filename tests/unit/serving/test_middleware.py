@@ -75,7 +75,7 @@ async def test_without_keys_everybody_is_let_in() -> None:
 
 
 async def test_too_many_requests_are_refused_at_once_and_let_in_again() -> None:
-    api = api_with(Admission, max_requests=2, max_bytes=1000, unannounced=1)
+    api = api_with(Admission, max_requests=2, max_bytes=1000, default_bytes=1)
     api.state.gate.clear()
     async with client_of(api) as client:
         held = [asyncio.create_task(client.post("/v1/count", content=b"x" * 10)) for _ in range(2)]
@@ -90,7 +90,7 @@ async def test_too_many_requests_are_refused_at_once_and_let_in_again() -> None:
 
 
 async def test_bodies_in_flight_are_bounded_in_bytes_but_one_may_always_come() -> None:
-    api = api_with(Admission, max_requests=9, max_bytes=100, unannounced=90)
+    api = api_with(Admission, max_requests=9, max_bytes=100, default_bytes=90)
     async with client_of(api) as client:
         for body, size in ((b"x" * 500, 500), (drip(1, 0), 1)):
             api.state.gate.clear()
@@ -102,7 +102,7 @@ async def test_bodies_in_flight_are_bounded_in_bytes_but_one_may_always_come() -
 
 
 async def test_a_request_that_fails_gives_its_place_back() -> None:
-    async with client_of(api_with(Admission, max_requests=1, max_bytes=100, unannounced=1)) as client:
+    async with client_of(api_with(Admission, max_requests=1, max_bytes=100, default_bytes=1)) as client:
         for _ in range(3):
             assert (await client.post("/v1/nothing", content=b"x")).status_code == 404
 
