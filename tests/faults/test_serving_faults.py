@@ -13,9 +13,8 @@ import httpx
 import pytest
 from ray import serve
 
-from longclip.index import SearchIndexError
-from serving import decoding as inputs
-from serving.app import AppArgs, build
+from serving.app import AppArgs, ApplicationError, build
+from serving.limits import MAX_REQUESTS, MAX_TEXTS
 from tests.support.processes import is_running, processes_below
 from tests.support.variants import QUERY, Searches, Variant, check_answer, wait_until
 
@@ -47,7 +46,7 @@ def test_a_model_and_its_index_change_in_one_switch_and_back(
 def test_a_build_that_is_refused_leaves_what_is_served(url: str, variants: tuple[Variant, Variant]) -> None:
     first, second = variants
     serve.run(build(first.args(replicas=2)), route_prefix="/")
-    with pytest.raises(SearchIndexError, match="made with"):
+    with pytest.raises(ApplicationError, match="made with"):
         build(AppArgs(model=str(first.model), index=str(second.index)))
     check_answer(httpx.post(f"{url}/v1/search", json={"query": {"text": QUERY}, "top_k": 5}), first)
 
@@ -96,7 +95,7 @@ def test_overload_is_refused_at_once_and_passes(url: str, variants: tuple[Varian
     async def overload() -> list[httpx.Response]:
         async with httpx.AsyncClient(base_url=url, timeout=120, limits=limits) as client:
             request = {"input": long_texts(40), "truncate": True, "encoding_format": "base64"}
-            posts = (client.post("/v1/embeddings", json=request) for _ in range(2 * inputs.MAX_REQUESTS))
+            posts = (client.post("/v1/embeddings", json=request) for _ in range(2 * MAX_REQUESTS))
             return await asyncio.gather(*posts)
 
     answers = asyncio.run(overload())
@@ -114,13 +113,13 @@ def test_what_a_client_that_left_had_asked_for_is_not_computed(url: str, variant
     items = 'batch_total{.*queue="texts".*unit="items"'
     left = 'requests_total{.*endpoint="embeddings".*status="499"'
     before, left_before = metric(url, items), metric(url, left)
-    request, patience = {"input": long_texts(inputs.MAX_TEXTS)}, httpx.Timeout(60, read=0.7)
+    request, patience = {"input": long_texts(MAX_TEXTS)}, httpx.Timeout(60, read=0.7)
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(f"{url}/v1/embeddings", json=request, timeout=patience)
     wait_until(lambda: metric(url, left) > left_before)
     check_answer(httpx.post(f"{url}/v1/search", json={"query": {"text": QUERY}, "top_k": 5}), first)
     wait_until(lambda: metric(url, items) > before and metric(url, 'waiting{.*queue="texts"') == 0)
-    assert metric(url, items) - before < inputs.MAX_TEXTS / 2
+    assert metric(url, items) - before < MAX_TEXTS / 2
 
 
 def test_slow_clients_hold_up_nobody(url: str, variants: tuple[Variant, Variant]) -> None:
@@ -156,11 +155,11 @@ def test_keys_are_asked_for_by_every_replica(
 def test_an_application_that_is_taken_away_finishes_what_it_began(url: str, variants: tuple[Variant, Variant]) -> None:
     first, _ = variants
     serve.run(build(first.args()), route_prefix="/")
-    request = {"input": long_texts(inputs.MAX_TEXTS), "truncate": True, "encoding_format": "base64"}
+    request = {"input": long_texts(MAX_TEXTS), "truncate": True, "encoding_format": "base64"}
     with ThreadPoolExecutor(1) as client:
         answer = client.submit(httpx.post, f"{url}/v1/embeddings", json=request, timeout=60)
         time.sleep(1.5)  # it has arrived, and takes some seconds
         assert not answer.done()
         serve.delete("default")
     assert answer.result().status_code == 200
-    assert len(answer.result().json()["data"]) == inputs.MAX_TEXTS
+    assert len(answer.result().json()["data"]) == MAX_TEXTS
