@@ -95,7 +95,8 @@ class AppArgs(BaseModel, extra="forbid"):
 
 
 def _first_problem(error: ValidationError) -> str:
-    problem = error.errors()[0]
+    # A misspelled name also makes a required argument missing; report the misspelling.
+    problem = min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
     name = ".".join(map(str, problem["loc"]))
     if problem["type"] == "missing":
         return f"argument '{name}' is missing; set {name}=VALUE ({AppArgs.model_fields[name].description})"

@@ -54,7 +54,7 @@ class Operations:
         self._searcher = searcher
         self._transform, self._tokenizer = checkpoint.transform, checkpoint.tokenizer
         self._tokenizer.model_max_length = model.context_length
-        self._logit_scale = float(checkpoint.model.logit_scale.exp())
+        self._logit_scale = float(checkpoint.model.logit_scale.detach().exp())
         # asyncio's default pool has many more threads than there are cores, and would take CPU time from the model.
         self._decoders = ThreadPoolExecutor(torch.get_num_threads(), "decoder")
         self._free_decoders = asyncio.Semaphore(torch.get_num_threads())

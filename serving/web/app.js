@@ -1,4 +1,4 @@
-// The search page. Everything that comes from the server or the user enters the document as text, never as markup.
+// The search page. Text from the server or the user is inserted as text, never as markup.
 
 const PAGE_SIZE = 12;
 const MAX_RESULTS = 96;
@@ -9,20 +9,20 @@ const composer = $("composer");
 const query = $("query");
 const results = $("results");
 
-let current = null; // the search whose results are shown: {query, truncate, topK}
-let conditions = []; // filters in use: {field, operator, value}
-let columns = {}; // what can be filtered by: type of each column
-let image = null; // the data URI of the image to search by
-let searching = null; // AbortController of the search under way
-let counting = null; // AbortController of the count under way
+let current = null; // the search whose results are displayed: {query, truncate, topK}
+let conditions = []; // active filters: {field, operator, value}
+let columns = {}; // columns that filters can use: {name: type}
+let image = null; // data URI of the query image
+let searching = null; // AbortController of the pending search
+let counting = null; // AbortController of the pending token count
 let countTimer = 0;
 
 async function call(path, options = {}) {
   const response = await reach(path, options);
   const body = await response.json().catch(() => null);
   if (response.ok) return body;
-  const { message = `The server answered ${response.status}.`, code, param } = body?.error ?? {};
-  // The address of the field in the request means nothing to a reader of the page.
+  const { message = `The server responded with status ${response.status}.`, code, param } = body?.error ?? {};
+  // The path of the field in the request means nothing to users of the page.
   throw Object.assign(new Error(sentence(message.replace(`${param}: `, ""))), { code });
 }
 
@@ -41,7 +41,7 @@ async function reach(path, options = {}) {
   return reach(path, options);
 }
 
-// ---- the key, where the server asks for one; all that wait for it share one dialog
+// ---- API key; all requests that need one share a dialog
 
 let asking = null;
 
@@ -62,7 +62,7 @@ function askForKey() {
   return asking;
 }
 
-// An image element cannot show a key, so with one its bytes are fetched.
+// An image element cannot send the key, so with a key the image is fetched here.
 async function showPicture(picture, url) {
   if (!sessionStorage.getItem("key")) {
     picture.src = url;
@@ -82,11 +82,11 @@ function post(path, body, signal) {
 
 // ---- searching
 
-async function search(request, { remember = true } = {}) {
+async function search(request, { updatesUrl = true } = {}) {
   searching?.abort();
   const controller = (searching = new AbortController());
   current = request;
-  if (remember) rememberInAddress(request.query);
+  if (updatesUrl) updateUrl(request.query);
   hideError();
   setBusy(true);
   $("status").textContent = "Searching…";
@@ -145,9 +145,9 @@ function showResults(answer, request) {
   const topK = request.topK ?? PAGE_SIZE;
   $("more").hidden = answer.hits.length < topK || topK >= MAX_RESULTS;
   const kind = request.query.image ? "your image" : request.query.id !== undefined ? `“${request.query.id}”` : "your description";
-  const cut = answer.truncated ? `, of which the first ${answer.tokens} tokens were read` : "";
+  const cut = answer.truncated ? `; only its first ${answer.tokens} tokens were used` : "";
   const count = answer.hits.length === 1 ? "1 picture" : `${answer.hits.length} pictures`;
-  const none = conditions.length ? "No picture passes the filters." : "The index has no pictures.";
+  const none = conditions.length ? "No pictures match the filters." : "The index has no pictures.";
   $("status").textContent = answer.hits.length
     ? `${count} nearest to ${kind}${cut} · ${Math.max(1, Math.round(answer.took_ms))} ms`
     : none;
@@ -156,7 +156,7 @@ function showResults(answer, request) {
 function card(hit, position) {
   const item = $("card").content.firstElementChild.cloneNode(true);
   const picture = item.querySelector("img");
-  showPicture(picture, hit.thumbnail_url).catch(() => {}); // the caption is shown without it
+  showPicture(picture, hit.thumbnail_url).catch(() => {}); // show the caption without the image
   picture.alt = hit.caption.slice(0, 160);
   item.dataset.id = hit.id;
   item.querySelector(".rank").textContent = `#${position + 1}`;
@@ -189,15 +189,15 @@ function card(hit, position) {
 
 async function showMore() {
   const shown = results.children.length;
-  await search({ ...current, topK: Math.min(MAX_RESULTS, shown + PAGE_SIZE) }, { remember: false });
-  results.children[shown]?.querySelector("button:not([hidden])")?.focus(); // the button that was pressed may be gone
+  await search({ ...current, topK: Math.min(MAX_RESULTS, shown + PAGE_SIZE) }, { updatesUrl: false });
+  results.children[shown]?.querySelector("button:not([hidden])")?.focus(); // the pressed button may be hidden now
 }
 
 // ---- errors
 
 function showError(error, request) {
   const tooLong = error.code === "context_length_exceeded";
-  $("error-text").textContent = tooLong ? "This description is longer than the model reads." : error.message;
+  $("error-text").textContent = tooLong ? "This description is longer than the model can read." : error.message;
   $("truncate").hidden = !tooLong;
   $("truncate").onclick = () => search({ ...request, truncate: true });
   $("error").hidden = false;
@@ -234,7 +234,7 @@ async function countTokens() {
 
 function useImage(file) {
   if (!file?.type.startsWith("image/")) {
-    showError(new Error("That is not an image."));
+    showError(new Error("This file is not an image."));
     return;
   }
   const reader = new FileReader();
@@ -317,19 +317,19 @@ function conditionOfForm() {
   return { field, operator: $("operator").value, value };
 }
 
-// ---- the address: ?q=text and ?like=id, with target and filter; an image is too large for one
+// ---- page URL: ?q=text or ?like=id, with target and filter; images are too large for a URL
 
-function rememberInAddress(searched) {
+function updateUrl(searchQuery) {
   const parameters = new URLSearchParams();
-  if (searched.text) parameters.set("q", searched.text);
-  if (searched.id !== undefined) parameters.set("like", searched.id);
+  if (searchQuery.text) parameters.set("q", searchQuery.text);
+  if (searchQuery.id !== undefined) parameters.set("like", searchQuery.id);
   if (parameters.size && $("target").value !== "image") parameters.set("target", $("target").value);
   if (parameters.size && conditions.length) parameters.set("filter", JSON.stringify(conditions));
-  const address = parameters.size ? `?${parameters}` : location.pathname;
-  if (address !== (location.search || location.pathname)) history.pushState(null, "", address);
+  const url = parameters.size ? `?${parameters}` : location.pathname;
+  if (url !== (location.search || location.pathname)) history.pushState(null, "", url);
 }
 
-function searchFromAddress() {
+function searchFromUrl() {
   const parameters = new URLSearchParams(location.search);
   removeImage();
   query.value = parameters.get("q") ?? "";
@@ -337,8 +337,8 @@ function searchFromAddress() {
   conditions = conditionsOf(parameters.get("filter"));
   showConditions();
   countTokens();
-  if (parameters.has("like")) return search({ query: { id: parameters.get("like") } }, { remember: false });
-  if (query.value.trim()) return search({ query: { text: query.value.trim() } }, { remember: false });
+  if (parameters.has("like")) return search({ query: { id: parameters.get("like") } }, { updatesUrl: false });
+  if (query.value.trim()) return search({ query: { text: query.value.trim() } }, { updatesUrl: false });
   current = null;
   searching?.abort();
   setBusy(false);
@@ -350,14 +350,14 @@ function searchFromAddress() {
 
 function conditionsOf(text) {
   try {
-    const found = JSON.parse(text ?? "[]");
-    return Array.isArray(found) ? found.filter(({ field, operator }) => typeof field === "string" && operator in SIGNS) : [];
+    const parsed = JSON.parse(text ?? "[]");
+    return Array.isArray(parsed) ? parsed.filter(({ field, operator }) => typeof field === "string" && operator in SIGNS) : [];
   } catch {
-    return []; // an address that somebody wrote by hand
+    return []; // an invalid URL, edited by hand
   }
 }
 
-// ---- what the server says of itself
+// ---- model, index, examples
 
 async function showInfo() {
   const { model, index } = await call("info");
@@ -416,7 +416,7 @@ query.addEventListener("input", () => {
 $("choose").addEventListener("click", () => $("file").click());
 $("file").addEventListener("change", () => {
   if ($("file").files.length) useImage($("file").files[0]);
-  $("file").value = ""; // choosing the same file again is a change, too
+  $("file").value = ""; // so that choosing the same file again triggers a change
 });
 $("remove-image").addEventListener("click", () => {
   removeImage();
@@ -442,7 +442,7 @@ addEventListener("keydown", (event) => {
     countTokens();
   }
 });
-addEventListener("popstate", searchFromAddress);
+addEventListener("popstate", searchFromUrl);
 addEventListener("paste", (event) => {
   const file = imageOf(event.clipboardData);
   if (!file) return;
@@ -450,7 +450,7 @@ addEventListener("paste", (event) => {
   useImage(file);
 });
 addEventListener("dragover", (event) => {
-  if (!event.dataTransfer.types.includes("Files")) return; // text may be dropped into the box as anywhere
+  if (!event.dataTransfer.types.includes("Files")) return; // dropped text is handled by the text box
   event.preventDefault();
   composer.classList.add("dropping");
 });
@@ -464,6 +464,6 @@ addEventListener("drop", (event) => {
   useImage(imageOf(event.dataTransfer) ?? event.dataTransfer.files[0]);
 });
 
-searchFromAddress();
-showExamples().catch(() => {}); // the page works without them
+searchFromUrl();
+showExamples().catch(() => {}); // examples are optional
 showInfo().catch(showError);

@@ -1,4 +1,4 @@
-"""The API under uvicorn in a thread: what clients see of it does not depend on Ray Serve."""
+"""The API under uvicorn in a thread, without Ray Serve."""
 
 import threading
 import time
@@ -22,21 +22,21 @@ from tests.support.s3_server import free_ports
 KEY = "a-key-for-tests-0123456789"
 
 
-def scenes_operations(model: Path, index: Path) -> Operations:
-    """What answers with a model and the first version of an index."""
+def tiny_operations(model: Path, index: Path | None = None) -> Operations:
+    """The operations with a model and, if given, the first version of an index."""
     checkpoint = load_checkpoint(model)
-    searcher = LocalSearcher(PublishedIndex.open(version_directory(index, 1)))
+    searcher = LocalSearcher(PublishedIndex.open(version_directory(index, 1))) if index else None
     return Operations(open_model(str(model), ""), checkpoint, Embedder(checkpoint, 1), searcher)
 
 
 def scenes_api(model: Path, index: Path, key: str | None = KEY) -> FastAPI:
-    """An API over it."""
-    return create_api(scenes_operations(model, index), frozenset([key_digest(key)] if key else []))
+    """The API with a model and an index; None as `key` requires no key."""
+    return create_api(tiny_operations(model, index), frozenset([key_digest(key)] if key else []))
 
 
 @contextmanager
 def running_api(api: FastAPI) -> Iterator[str]:
-    """Its address, while the block runs."""
+    """Run an API under uvicorn in a thread; yields its URL."""
     (port,) = free_ports(1)
     server = uvicorn.Server(uvicorn.Config(api, host="127.0.0.1", port=port, log_level="error"))
     thread = threading.Thread(target=server.run)

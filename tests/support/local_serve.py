@@ -10,8 +10,6 @@ from ray import serve
 from tests.support.local_ray import own_ray
 from tests.support.places import ROOT
 
-LONG_TEXT = "A long walk along the river, past boats, barges and bridges. " * 30
-
 
 @contextmanager
 def local_serve(**options: Any) -> Iterator[str]:

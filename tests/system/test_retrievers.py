@@ -9,7 +9,7 @@ import pytest
 from ray import serve
 
 from longclip.index import version_directory
-from serving.app import build
+from serving.app import ApplicationError, build
 from tests.support.processes import processes_below
 from tests.support.scenes_index import scene
 from tests.support.variants import QUERY, Searches, Variant, check_answer, url, variants, wait_until

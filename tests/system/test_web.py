@@ -1,10 +1,9 @@
-"""The web page in a real browser, against the real application."""
+"""The web page in a real browser. The API runs without Serve: the browser cannot tell the difference."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from ray import serve
 from selenium import webdriver
 from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver.common.by import By
@@ -13,10 +12,9 @@ from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
 
 from longclip.checkpoint import Checkpoint
-from serving.app import AppArgs, build
+from tests.support.api_requests import LONG_TEXT
 from tests.support.browser import open_browser
 from tests.support.live_api import KEY, running_api, scenes_api
-from tests.support.local_serve import LONG_TEXT, local_serve
 from tests.support.programs import needs_programs
 from tests.support.scenes_index import COUNT, scene, write_index
 
@@ -31,8 +29,7 @@ def index(tiny_checkpoint: Checkpoint, tiny_checkpoint_dir: Path, tmp_path_facto
 
 @pytest.fixture(scope="module")
 def url(index: Path, tiny_checkpoint_dir: Path) -> Iterator[str]:
-    with local_serve() as url:
-        serve.run(build(AppArgs(model=str(tiny_checkpoint_dir), index=str(index))), name="longclip")
+    with running_api(scenes_api(tiny_checkpoint_dir, index, key=None)) as url:
         yield url
 
 
@@ -45,7 +42,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chro
 
 @pytest.fixture
 def page(browser: webdriver.Chrome, url: str) -> Iterator["Page"]:
-    """The page, freshly opened; whatever a test does, the console stays clean."""
+    """The page, freshly opened; fails the test if the browser's console has unexpected messages."""
     browser.get(url)
     page = Page(browser, url)
     page.until(lambda: "30 pictures indexed" in page.text("footer"))
@@ -55,7 +52,7 @@ def page(browser: webdriver.Chrome, url: str) -> Iterator["Page"]:
 
 
 class Page:
-    """What the tests do with the page."""
+    """The page as the tests use it."""
 
     def __init__(self, browser: webdriver.Chrome, url: str) -> None:
         self.browser = browser
@@ -72,17 +69,17 @@ class Page:
         return self.one(selector).text
 
     def until(self, condition: Callable[[], bool]) -> None:
-        # What is looked at may be replaced in that moment; the next look finds what came.
+        # The page may replace an element between finding and reading it; the next attempt finds the new one.
         stale = [StaleElementReferenceException]
         WebDriverWait(self.browser, 30, poll_frequency=0.05, ignored_exceptions=stale).until(lambda _: condition())
 
     def until_results(self, status: str) -> list[str]:
-        """Wait until the status line has `status`; the ids of the results."""
+        """Wait until the status line contains `status`; returns the ids of the results."""
         self.until(lambda: status in self.text("#status"))
         return self.ids()
 
     def ids(self) -> list[str]:
-        """Ids of the results, all at one moment."""
+        """Ids of the results, read in one step."""
         script = "return [...document.querySelectorAll('#results > li')].map((card) => card.dataset.id)"
         return self.browser.execute_script(script)
 
@@ -104,7 +101,7 @@ def test_the_page_opens_ready_to_type(page: Page) -> None:
     page.until(lambda: page.text("#counter") == "2 / 248 tokens")
 
 
-def test_a_text_is_searched_with_enter(page: Page) -> None:
+def test_enter_starts_a_search_by_text(page: Page) -> None:
     page.keys("A goldenrod disc")
     webdriver.ActionChains(page.browser).key_down(Keys.SHIFT).send_keys(Keys.ENTER).key_up(Keys.SHIFT).perform()
     page.keys("beside a square", Keys.ENTER)
@@ -123,15 +120,15 @@ def test_tokens_are_counted_while_typing(page: Page) -> None:
     page.until(lambda: page.text("#counter") == "7 / 248 tokens")
 
 
-def test_too_long_a_text_is_cut_only_on_request(page: Page) -> None:
+def test_a_long_text_is_truncated_only_on_request(page: Page) -> None:
     page.allowed_in_console = ("422",)  # the browser itself reports the refused request
     page.browser.execute_script("query.value = arguments[0]; query.dispatchEvent(new Event('input'))", LONG_TEXT)
     page.until(lambda: "over" in (page.one("#counter").get_attribute("class") or ""))
     page.one("#search").click()
     page.until(lambda: page.one("#error").is_displayed())
-    assert page.text("#error-text") == "This description is longer than the model reads."
+    assert page.text("#error-text") == "This description is longer than the model can read."
     page.one("#truncate").click()
-    assert len(page.until_results("first 248 tokens were read")) == PAGE_SIZE
+    assert len(page.until_results("first 248 tokens were used")) == PAGE_SIZE
     assert not page.one("#error").is_displayed()
 
 
@@ -147,7 +144,7 @@ def test_more_like_this(page: Page) -> None:
     assert page.one("#query").get_property("value") == "a steelblue square"
 
 
-def test_an_image_is_searched(page: Page, tmp_path: Path) -> None:
+def test_search_by_image(page: Page, tmp_path: Path) -> None:
     file = tmp_path / "mine.png"
     file.write_bytes(scene(21)[0])
     page.one("#file").send_keys(str(file))
@@ -158,7 +155,7 @@ def test_an_image_is_searched(page: Page, tmp_path: Path) -> None:
     assert not page.one("#chip").is_displayed()
 
 
-def test_a_broken_image_is_explained(page: Page, tmp_path: Path) -> None:
+def test_a_damaged_image_shows_an_error(page: Page, tmp_path: Path) -> None:
     page.allowed_in_console = ("422", "blob:")  # the preview cannot be shown either
     file = tmp_path / "broken.png"
     file.write_bytes(scene(21)[0][:60])
@@ -167,13 +164,13 @@ def test_a_broken_image_is_explained(page: Page, tmp_path: Path) -> None:
     assert page.ids() == []
 
 
-def test_an_example_is_searched(page: Page) -> None:
+def test_clicking_an_example_searches_for_it(page: Page) -> None:
     page.one("#examples button").click()
     page.until_results("your description")
     assert page.one("#query").get_property("value") == scene(0)[1]
 
 
-def test_more_results_are_shown(page: Page) -> None:
+def test_show_more_adds_results(page: Page) -> None:
     page.keys("a disc", Keys.ENTER)
     first = page.until_results("12 pictures")
     for count in (24, COUNT):
@@ -182,7 +179,7 @@ def test_more_results_are_shown(page: Page) -> None:
     assert not page.one("#more").is_displayed()
 
 
-def test_a_caption_is_expanded(page: Page) -> None:
+def test_a_caption_can_be_expanded(page: Page) -> None:
     page.keys("a disc", Keys.ENTER)
     page.until_results("12 pictures")
     button, caption = page.one("#results .expand"), page.one("#results .caption")
@@ -192,7 +189,7 @@ def test_a_caption_is_expanded(page: Page) -> None:
     assert caption.size["height"] > short
 
 
-def test_the_keyboard_is_enough(page: Page) -> None:
+def test_the_page_works_with_the_keyboard_alone(page: Page) -> None:
     page.keys("an orchid disc", Keys.ENTER)
     page.until_results("12 pictures")
     page.keys(Keys.TAB)
@@ -207,7 +204,7 @@ def test_the_keyboard_is_enough(page: Page) -> None:
     page.until_results(f"nearest to “{best}”")
 
 
-def test_filters_are_made_of_tags_and_by_hand(page: Page) -> None:
+def test_filters_from_tags_and_from_the_form(page: Page) -> None:
     page.keys("a disc", Keys.ENTER)
     page.until_results("12 pictures")
     tag = next(tag for tag in page.all("#results .tags button") if tag.text == "parity: even")
@@ -225,7 +222,7 @@ def test_filters_are_made_of_tags_and_by_hand(page: Page) -> None:
     assert page.focused() == "query"
 
 
-def test_captions_are_searched(page: Page) -> None:
+def test_search_among_captions(page: Page) -> None:
     page.keys(scene(7)[1], Keys.ENTER)
     page.until_results("12 pictures")
     page.one("#target").send_keys("captions")
@@ -233,14 +230,14 @@ def test_captions_are_searched(page: Page) -> None:
     assert "target=caption" in page.browser.current_url
 
 
-def test_a_slash_leads_to_the_text_and_escape_empties_it(page: Page) -> None:
+def test_slash_focuses_the_text_and_escape_clears_it(page: Page) -> None:
     page.keys("a disc", Keys.TAB, "/")
     assert page.focused() == "query"
     page.keys(Keys.ESCAPE)
     assert page.one("#query").get_property("value") == ""
 
 
-def test_a_link_leads_to_results(page: Page) -> None:
+def test_a_link_restores_a_search(page: Page) -> None:
     page.browser.get(f"{page.url}/?q=a+seagreen+square")
     assert len(page.until_results("12 pictures")) == PAGE_SIZE
     assert page.one("#query").get_property("value") == "a seagreen square"
@@ -248,14 +245,14 @@ def test_a_link_leads_to_results(page: Page) -> None:
     assert "scene/3" not in page.until_results("nearest to “scene/3”")
 
 
-def test_markup_stays_text(page: Page) -> None:
+def test_markup_is_shown_as_text(page: Page) -> None:
     page.browser.get(f"{page.url}/?like=%3Cimg%20src%3Dx%20onerror%3Dalert(1)%3E")
     page.allowed_in_console = ("404",)
     page.until(lambda: "no such item" in page.text("#error-text"))
     assert page.all("#error img") == []
 
 
-def test_a_key_is_asked_for_and_shown_to_thumbnails(
+def test_the_page_asks_for_a_key_and_uses_it_for_thumbnails(
     index: Path, tiny_checkpoint_dir: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     api = scenes_api(tiny_checkpoint_dir, index, KEY)

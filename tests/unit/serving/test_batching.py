@@ -1,4 +1,4 @@
-"""Items of many requests in few runs of a function."""
+"""Batching: order, cost, fairness, cancellation, failures, refusals."""
 
 import asyncio
 import math
@@ -13,11 +13,11 @@ from serving.batching import BATCHES_PER_TURN, ITEMS_PER_REQUEST, BacklogError, 
 
 pytestmark = pytest.mark.anyio
 
-POISON = 13
+FAILING = 13
 
 
 class Recorder:
-    """A function to be batched: squares numbers, keeps the batches, and can be held back."""
+    """A function to be batched: squares numbers, records the batches, and waits while its gate is closed."""
 
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
@@ -29,7 +29,7 @@ class Recorder:
         self.running.set()
         assert self.gate.wait(10)
         self.batches.append(numbers)
-        if POISON in numbers:
+        if FAILING in numbers:
             raise ValueError("thirteen")
         return [number * number for number in numbers]
 
@@ -40,24 +40,24 @@ def batcher_of(
     return MicroBatcher(recorder, lambda number: number, budget, ThreadPoolExecutor(1), max_delay)
 
 
-async def held(recorder: Recorder, batcher: MicroBatcher[int, int]) -> asyncio.Task[list[int]]:
-    """A request that keeps the function busy until its gate is opened."""
+async def start_blocked(recorder: Recorder, batcher: MicroBatcher[int, int]) -> asyncio.Task[list[int]]:
+    """Start a request that keeps the function busy until its gate is opened."""
     recorder.gate.clear()
     first = asyncio.create_task(batcher.submit([1]))
     await asyncio.to_thread(recorder.running.wait, 10)
     return first
 
 
-async def test_results_come_back_in_order() -> None:
+async def test_results_are_in_input_order() -> None:
     recorder = Recorder()
     numbers = [5, 90, 2, 40, 7]
     assert await batcher_of(recorder).submit(numbers) == [number * number for number in numbers]
 
 
-async def test_requests_that_wait_share_batches_of_similar_items_within_the_budget() -> None:
+async def test_queued_requests_share_batches_of_similar_items_within_the_budget() -> None:
     recorder = Recorder()
     batcher = batcher_of(recorder)
-    first = await held(recorder, batcher)
+    first = await start_blocked(recorder, batcher)
     others = [asyncio.create_task(batcher.submit([small, large])) for small, large in ((9, 48), (10, 50), (11, 49))]
     await asyncio.sleep(0)
     assert batcher.waiting == 6
@@ -75,10 +75,10 @@ async def test_an_item_above_the_budget_runs_alone() -> None:
     assert [500] in recorder.batches
 
 
-async def test_a_large_request_does_not_hold_up_a_small_one() -> None:
+async def test_a_large_request_does_not_delay_a_small_one() -> None:
     recorder = Recorder()
     batcher = batcher_of(recorder)
-    first = await held(recorder, batcher)
+    first = await start_blocked(recorder, batcher)
     large = asyncio.create_task(batcher.submit([20] * 400))
     small = asyncio.create_task(batcher.submit([3]))
     await asyncio.sleep(0)
@@ -91,27 +91,27 @@ async def test_a_large_request_does_not_hold_up_a_small_one() -> None:
     await first
 
 
-async def test_what_nobody_waits_for_is_skipped() -> None:
+async def test_cancelled_items_are_skipped() -> None:
     recorder = Recorder()
     batcher = batcher_of(recorder)
-    first = await held(recorder, batcher)
-    gone = asyncio.create_task(batcher.submit([4, 5, 6]))
-    stays = asyncio.create_task(batcher.submit([7]))
+    first = await start_blocked(recorder, batcher)
+    cancelled = asyncio.create_task(batcher.submit([4, 5, 6]))
+    remaining = asyncio.create_task(batcher.submit([7]))
     await asyncio.sleep(0)
-    gone.cancel()
+    cancelled.cancel()
     await asyncio.sleep(0)
     recorder.gate.set()
-    assert await asyncio.gather(first, stays) == [[1], [49]]
+    assert await asyncio.gather(first, remaining) == [[1], [49]]
     assert recorder.batches == [[1], [7]]
     assert batcher.counts.skipped == 3
 
 
-async def test_poison_fails_its_own_request_only() -> None:
+async def test_a_failing_item_fails_only_its_own_request() -> None:
     recorder = Recorder()
     batcher = batcher_of(recorder)
-    first = await held(recorder, batcher)
+    first = await start_blocked(recorder, batcher)
     good = [asyncio.create_task(batcher.submit([number, number + 1])) for number in (10, 14)]
-    bad = asyncio.create_task(batcher.submit([POISON, 12]))
+    bad = asyncio.create_task(batcher.submit([FAILING, 12]))
     await asyncio.sleep(0)
     recorder.gate.set()
     assert await asyncio.gather(*good) == [[100, 121], [196, 225]]
@@ -129,15 +129,15 @@ async def test_a_wrong_number_of_results_is_an_error_not_a_hang() -> None:
 
 
 def slow(numbers: list[int]) -> Sequence[int]:
-    """Takes a millisecond for each unit of cost."""
+    """Takes a millisecond per unit of cost."""
     time.sleep(sum(numbers) / 1000)
     return numbers
 
 
-async def test_what_would_wait_too_long_is_refused_until_the_queue_is_shorter() -> None:
+async def test_requests_that_would_wait_too_long_are_refused_until_the_queue_shrinks() -> None:
     batcher = batcher_of(slow, max_delay=0.8)
     assert batcher.delay == 0
-    await batcher.submit([50])  # now the pace is known
+    await batcher.submit([50])  # to measure the speed
     requests = [asyncio.create_task(batcher.submit([50] * 10)) for _ in range(4)]  # half a second each
     await asyncio.sleep(0.01)
     assert batcher.delay > 0.8
@@ -150,7 +150,7 @@ async def test_what_would_wait_too_long_is_refused_until_the_queue_is_shorter() 
     assert await batcher.submit([1]) == [1]
 
 
-async def test_a_large_request_counts_by_its_share_of_a_turn_only() -> None:
+async def test_only_the_share_of_a_large_request_in_a_turn_counts_as_delay() -> None:
     batcher = batcher_of(slow, max_delay=1)
     await batcher.submit([5])
     large = asyncio.create_task(batcher.submit([5] * 1000))  # five seconds

@@ -1,4 +1,4 @@
-"""The model of a replica: what comes out, and what it does not compute."""
+"""The model of a replica: embeddings, batching, cache, health check."""
 
 import asyncio
 from collections.abc import Callable
@@ -30,7 +30,7 @@ def read(tiny_checkpoint: Checkpoint) -> Callable[[list[str]], TokenBatch]:
     return lambda texts: tokenize(tiny_checkpoint.tokenizer, texts)
 
 
-async def test_texts_and_images_equal_the_library(
+async def test_embeddings_equal_those_of_the_library(
     embedder: Embedder, tiny_checkpoint: Checkpoint, read: Callable[[list[str]], TokenBatch]
 ) -> None:
     images = [picture(seed) for seed in range(11)]
@@ -41,30 +41,30 @@ async def test_texts_and_images_equal_the_library(
     assert texts.dtype == pictures.dtype == np.float32
 
 
-async def test_bfloat16_rounds_and_no_more(
+async def test_bfloat16_embeddings_differ_only_by_rounding(
     tiny_checkpoint: Checkpoint, tiny_checkpoint_dir: Path, read: Callable[[list[str]], TokenBatch]
 ) -> None:
     embedder = Embedder(load_checkpoint(tiny_checkpoint_dir), torch.get_num_threads(), "bfloat16")
     images = [picture(seed) for seed in range(3)]
     pixels = np.stack([tiny_checkpoint.transform.pixels(image) for image in images])
-    for found, exact in (
+    for embeddings, exact in (
         (await embedder.embed_texts(read(TEXTS)), library_text_embedding(tiny_checkpoint, *TEXTS)),
         (await embedder.embed_images(pixels), library_image_embedding(tiny_checkpoint, *images)),
     ):
-        assert 1e-5 < abs(found - exact).max() < 0.02
-        np.testing.assert_allclose((found * exact).sum(1), 1, atol=1e-3)
-        np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
+        assert 1e-5 < abs(embeddings - exact).max() < 0.02
+        np.testing.assert_allclose((embeddings * exact).sum(1), 1, atol=1e-3)
+        np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-5)
 
 
 async def test_each_text_is_computed_once(embedder: Embedder, read: Callable[[list[str]], TokenBatch]) -> None:
     first = await embedder.embed_texts(read(TEXTS))
     assert (embedder.texts.counts.items, embedder.cache_hits) == (len(set(TEXTS)), 0)
-    again = await embedder.embed_texts(read([*TEXTS, "a new one"]))
-    np.testing.assert_array_equal(again[:-1], first)
+    repeated = await embedder.embed_texts(read([*TEXTS, "a new text"]))
+    np.testing.assert_array_equal(repeated[:-1], first)
     assert (embedder.texts.counts.items, embedder.cache_hits) == (len(set(TEXTS)) + 1, len(TEXTS))
 
 
-async def test_memory_of_texts_is_bounded_and_keeps_the_latest(
+async def test_the_cache_is_bounded_and_keeps_recent_texts(
     embedder: Embedder, read: Callable[[list[str]], TokenBatch], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "CACHED_TEXTS", 2)
@@ -73,7 +73,7 @@ async def test_memory_of_texts_is_bounded_and_keeps_the_latest(
     assert (embedder.texts.counts.items, embedder.cache_hits) == (3, 2)
 
 
-async def test_texts_of_all_requests_are_padded_to_each_other_not_to_the_limit(
+async def test_texts_are_padded_to_their_batch_not_to_the_context_length(
     embedder: Embedder, read: Callable[[list[str]], TokenBatch], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = [f"word{number} " * (2 + number * 7 % 60) for number in range(100)]
@@ -84,12 +84,12 @@ async def test_texts_of_all_requests_are_padded_to_each_other_not_to_the_limit(
     assert counts.padded_cost < counts.items * 248 / 2
 
 
-async def test_a_text_that_the_model_cannot_take_fails_alone(
+async def test_a_text_that_fails_in_the_model_fails_only_its_own_request(
     embedder: Embedder, tiny_checkpoint: Checkpoint, read: Callable[[list[str]], TokenBatch]
 ) -> None:
-    poison = read(["a dog"])
-    poison.input_ids[0, 1] = 60_000  # no such row of the token table
-    requests = [embedder.embed_texts(batch) for batch in (read(["a cat"]), poison, read(["a boat"]))]
+    invalid = read(["a dog"])
+    invalid.input_ids[0, 1] = 60_000  # outside the vocabulary
+    requests = [embedder.embed_texts(batch) for batch in (read(["a cat"]), invalid, read(["a boat"]))]
     cat, failed, boat = await asyncio.gather(*requests, return_exceptions=True)
     assert isinstance(failed, IndexError)
     expected = library_text_embedding(tiny_checkpoint, "a cat", "a boat")
@@ -97,7 +97,7 @@ async def test_a_text_that_the_model_cannot_take_fails_alone(
     await embedder.check()
 
 
-async def test_a_model_with_much_to_do_still_tells_that_it_runs(
+async def test_the_health_check_does_not_wait_for_the_queue(
     embedder: Embedder, read: Callable[[list[str]], TokenBatch]
 ) -> None:
     flood = [asyncio.create_task(embedder.embed_texts(read([f"{row} " * 200] * 2))) for row in range(300)]
@@ -110,7 +110,7 @@ async def test_a_model_with_much_to_do_still_tells_that_it_runs(
     await asyncio.gather(*flood, return_exceptions=True)
 
 
-async def test_the_pace_is_known_before_the_first_request(embedder: Embedder) -> None:
+async def test_warming_up_measures_the_speed_of_both_queues(embedder: Embedder) -> None:
     await embedder.warm_up()
     assert embedder.texts.counts.cost == 248
     assert embedder.images.counts.items == 1
@@ -122,7 +122,7 @@ async def test_the_pace_is_known_before_the_first_request(embedder: Embedder) ->
     await asyncio.gather(texts, images)
 
 
-async def test_a_model_that_does_not_run_is_noticed(embedder: Embedder, tiny_checkpoint: Checkpoint) -> None:
+async def test_the_health_check_detects_a_broken_model(embedder: Embedder, tiny_checkpoint: Checkpoint) -> None:
     await embedder.check()
     weight = tiny_checkpoint.model.text_projection.weight
     before = weight.detach().clone()

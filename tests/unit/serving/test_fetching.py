@@ -1,4 +1,4 @@
-"""Images by their address: only from the hosts of a list, never from an address that is not public."""
+"""Fetching images by URL: only from listed hosts, never from non-public addresses."""
 
 import asyncio
 import datetime
@@ -38,28 +38,28 @@ def test_public_addresses(address: str) -> None:
         "2002:7f00:1::", "64:ff9b:1::1",
     ],
 )  # fmt: skip
-def test_addresses_that_are_not(address: str) -> None:
+def test_non_public_addresses(address: str) -> None:
     assert not is_public(address)
 
 
 class Names(AbstractResolver):
-    """Looks names up in a list; each answer of a name is given once, the last one again and again."""
+    """Resolves host names from a list of answers per name, each used once except the last, which is repeated."""
 
     def __init__(self, answers: dict[str, list[str]]) -> None:
-        self.answers, self.asked = answers, list[str]()
+        self.answers, self.requested = answers, list[str]()
 
     async def resolve(self, host: str, port: int = 0, family: AddressFamily = AddressFamily.AF_INET) -> list[Any]:
-        self.asked.append(host)
+        self.requested.append(host)
         answers = self.answers[host]
         address = answers.pop(0) if len(answers) > 1 else answers[0]
         return [{"hostname": host, "host": address, "port": port, "family": family, "proto": 0, "flags": 0}]
 
     async def close(self) -> None:
-        """Nothing is held."""
+        """There is nothing to close."""
 
 
 def certificate(directory: Path) -> ssl.SSLContext:
-    """A server's context with a certificate of its own making."""
+    """An SSL context with a self-signed certificate."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, HOST)])
     now = datetime.datetime.now(datetime.UTC)
@@ -81,23 +81,23 @@ def certificate(directory: Path) -> ssl.SSLContext:
 
 
 class Server:
-    """An https server on loopback, and what it was asked for."""
+    """An https server on loopback, and the paths requested from it."""
 
     port: int
-    asked: list[str]
+    requested: list[str]
 
 
 @pytest.fixture
 async def server(tmp_path: Path) -> AsyncIterator[Server]:
-    found = Server()
-    found.asked = []
+    server = Server()
+    server.requested = []
 
     def route(path: str, answer: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> web.RouteDef:
-        async def noted(request: web.Request) -> web.StreamResponse:
-            found.asked.append(request.path)
+        async def record(request: web.Request) -> web.StreamResponse:
+            server.requested.append(request.path)
             return await answer(request)
 
-        return web.get(path, noted)
+        return web.get(path, record)
 
     async def image(request: web.Request) -> web.Response:
         return web.Response(body=IMAGE)
@@ -133,15 +133,15 @@ async def server(tmp_path: Path) -> AsyncIterator[Server]:
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=certificate(tmp_path))
     await site.start()
-    found.port = runner.addresses[0][1]
-    yield found
+    server.port = runner.addresses[0][1]
+    yield server
     await runner.cleanup()
 
 
 def fetcher(
     server: Server, names: Names | None = None, allowed: Callable[[str], bool] = lambda address: address == "127.0.0.1"
 ) -> ImageFetcher:
-    """One that may connect to loopback, since no other server can be had here; certificates are not checked."""
+    """A fetcher that allows loopback, where the test server runs, and does not verify certificates."""
     hosts = [f"{HOST}:{server.port}", f"inside.example:{server.port}"]
     return ImageFetcher(
         hosts,
@@ -152,11 +152,11 @@ def fetcher(
     )
 
 
-async def test_an_image_of_a_listed_host(server: Server) -> None:
+async def test_images_of_listed_hosts_are_fetched(server: Server) -> None:
     root = f"https://{HOST}:{server.port}"
     assert await fetcher(server).fetch(f"{root}/image") == IMAGE
     assert await fetcher(server).fetch(f"{root}/to?at=/image") == IMAGE
-    assert await fetcher(server).fetch(f"{root}/packed") == IMAGE, "nothing unpacks itself"
+    assert await fetcher(server).fetch(f"{root}/packed") == IMAGE, "compressed content is not decompressed"
 
 
 @pytest.mark.parametrize(
@@ -168,53 +168,53 @@ async def test_an_image_of_a_listed_host(server: Server) -> None:
         "file:///etc/passwd", "https://", "https://images.example:port/image",
     ],
 )  # fmt: skip
-async def test_other_addresses_are_not_even_looked_up(server: Server, url: str) -> None:
+async def test_other_urls_are_refused_before_resolving_their_host(server: Server, url: str) -> None:
     names = Names({HOST: ["127.0.0.1"]})
     with pytest.raises(NotFetchedError):
         await fetcher(server, names).fetch(url.format(port=server.port))
-    assert (names.asked, server.asked) == ([], [])
+    assert (names.requested, server.requested) == ([], [])
 
 
-async def test_an_ip_address_on_the_list_is_not_fetched(server: Server) -> None:
+async def test_ip_addresses_are_refused_even_if_listed(server: Server) -> None:
     for host in ("127.0.0.1", "127.1", "2130706433"):
         listed = ImageFetcher([f"{host}:{server.port}"], 1000, allowed=lambda _: True, ssl=False)
         with pytest.raises(NotFetchedError):
             await listed.fetch(f"https://{host}:{server.port}/image")
-    assert server.asked == []
+    assert server.requested == []
 
 
-async def test_a_listed_name_for_a_private_address_is_not_connected_to(server: Server) -> None:
+async def test_listed_names_with_private_addresses_are_refused(server: Server) -> None:
     names = Names({HOST: ["127.0.0.1"]})
     with pytest.raises(NotFetchedError):
         await fetcher(server, names, is_public).fetch(f"https://{HOST}:{server.port}/image")
-    assert (names.asked, server.asked) == ([HOST], [])
+    assert (names.requested, server.requested) == ([HOST], [])
 
 
-async def test_the_address_that_was_checked_is_the_one_that_is_used(server: Server) -> None:
+async def test_the_connection_goes_to_the_checked_address(server: Server) -> None:
     names = Names({HOST: ["127.0.0.1", "10.0.0.1"]})
     assert await fetcher(server, names).fetch(f"https://{HOST}:{server.port}/image") == IMAGE
-    assert names.asked == [HOST], "it was not looked up a second time, when it means something else"
+    assert names.requested == [HOST], "the name is not resolved a second time, to another address"
 
 
 @pytest.mark.parametrize("target", ["https://inside.example:{port}/image", "http://images.example/", "/loop", ""])
-async def test_redirects_are_checked_like_the_first_address(server: Server, target: str) -> None:
+async def test_redirects_are_checked_like_the_first_url(server: Server, target: str) -> None:
     at = target.format(port=server.port)
     with pytest.raises(NotFetchedError):
         await fetcher(server).fetch(f"https://{HOST}:{server.port}/to?at={at}")
-    assert server.asked.count("/loop") <= fetching.MAX_REDIRECTS
-    assert "/image" not in server.asked
+    assert server.requested.count("/loop") <= fetching.MAX_REDIRECTS
+    assert "/image" not in server.requested
 
 
-async def test_what_is_too_large_or_too_slow_or_missing_ends(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_large_slow_and_missing_content_is_refused(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetching, "TOTAL_SECONDS", 0.5)
     for name in ("large", "drip", "nothing"):
         with pytest.raises(NotFetchedError):
             await fetcher(server).fetch(f"https://{HOST}:{server.port}/{name}")
 
 
-async def test_a_certificate_that_nobody_vouches_for_is_refused(server: Server) -> None:
+async def test_an_untrusted_certificate_is_refused(server: Server) -> None:
     names = Names({HOST: ["127.0.0.1"]})
     checking = ImageFetcher([f"{HOST}:{server.port}"], 50_000, resolver=names, allowed=lambda _: True)
     with pytest.raises(NotFetchedError):
         await checking.fetch(f"https://{HOST}:{server.port}/image")
-    assert server.asked == []
+    assert server.requested == []

@@ -1,4 +1,4 @@
-"""Who is let in, how many at once, how large and how slow bodies may be."""
+"""API keys, admission, limits of bodies, request ids."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -22,7 +22,7 @@ KEYS = ("first-key-0123456789", "second-key-0123456789")
 
 
 def api_with(middleware: Any, **options: Any) -> FastAPI:
-    """An application that counts the bytes of bodies, and holds requests until `api.state.gate` is set."""
+    """An application that returns the size of a body once `api.state.gate` is set."""
     api = FastAPI()
     api.add_middleware(middleware, **options)
     install_handlers(api)
@@ -53,7 +53,7 @@ def code_of(response: httpx.Response) -> str:
 
 
 @pytest.mark.parametrize("root_path", ["", "/prefix"])
-async def test_only_keys_of_the_list_open_the_api(root_path: str) -> None:
+async def test_the_api_requires_one_of_the_keys(root_path: str) -> None:
     api = api_with(ApiKeys, digests=frozenset(map(key_digest, KEYS)))
     async with client_of(api, root_path) as client:
         for header in ({"Authorization": f"Bearer {KEYS[0]}"}, {"X-API-Key": KEYS[1]}):
@@ -69,12 +69,12 @@ async def test_only_keys_of_the_list_open_the_api(root_path: str) -> None:
             assert (await client.get(root_path + path)).status_code == 200
 
 
-async def test_without_keys_everybody_is_let_in() -> None:
+async def test_without_keys_all_requests_are_accepted() -> None:
     async with client_of(api_with(ApiKeys, digests=frozenset())) as client:
         assert (await client.get("/v1/models")).status_code == 200
 
 
-async def test_too_many_requests_are_refused_at_once_and_let_in_again() -> None:
+async def test_excess_requests_are_refused_until_others_finish() -> None:
     api = api_with(Admission, max_requests=2, max_bytes=1000, default_bytes=1)
     api.state.gate.clear()
     async with client_of(api) as client:
@@ -83,13 +83,13 @@ async def test_too_many_requests_are_refused_at_once_and_let_in_again() -> None:
         response = await client.post("/v1/count", content=b"x")
         assert (response.status_code, code_of(response)) == (429, "overloaded")
         assert response.headers["Retry-After"] == "1"
-        assert (await client.get("/healthz")).status_code == 200, "a probe is no load"
+        assert (await client.get("/healthz")).status_code == 200, "probes are always admitted"
         api.state.gate.set()
         assert [(await task).json() for task in held] == [10, 10]
         assert (await client.post("/v1/count", content=b"x")).json() == 1
 
 
-async def test_bodies_in_flight_are_bounded_in_bytes_but_one_may_always_come() -> None:
+async def test_bytes_in_flight_are_limited_but_a_single_body_is_admitted() -> None:
     api = api_with(Admission, max_requests=9, max_bytes=100, default_bytes=90)
     async with client_of(api) as client:
         for body, size in ((b"x" * 500, 500), (drip(1, 0), 1)):
@@ -101,7 +101,7 @@ async def test_bodies_in_flight_are_bounded_in_bytes_but_one_may_always_come() -
             assert (await held).json() == size
 
 
-async def test_a_request_that_fails_gives_its_place_back() -> None:
+async def test_a_failed_request_releases_its_place() -> None:
     async with client_of(api_with(Admission, max_requests=1, max_bytes=100, default_bytes=1)) as client:
         for _ in range(3):
             assert (await client.post("/v1/nothing", content=b"x")).status_code == 404
@@ -113,21 +113,21 @@ async def drip(pieces: int, seconds: float) -> AsyncIterator[bytes]:
         yield b"x"
 
 
-async def test_a_body_that_drips_in_is_given_up() -> None:
+async def test_a_slow_body_is_refused() -> None:
     async with client_of(api_with(BodyLimit, max_bytes=1000, seconds=0.2)) as client:
         assert (await client.post("/v1/count", content=drip(3, 0.001))).json() == 3
         response = await client.post("/v1/count", content=drip(1000, 0.05))
         assert (response.status_code, code_of(response)) == (408, "request_timeout")
 
 
-async def test_bodies_end_at_the_limit_whatever_they_announce() -> None:
+async def test_large_bodies_are_refused_whatever_their_content_length() -> None:
     async with client_of(api_with(BodyLimit, max_bytes=10, seconds=5)) as client:
         assert (await client.post("/v1/count", content=b"x" * 10)).json() == 10
         for body in (b"x" * 11, drip(11, 0)):
             response = await client.post("/v1/count", content=body)
             assert (response.status_code, code_of(response)) == (413, "body_too_large")
-        lying = await client.post("/v1/count", content=drip(11, 0), headers={"Content-Length": "5"})
-        assert code_of(lying) == "body_too_large"
+        wrong_length = await client.post("/v1/count", content=drip(11, 0), headers={"Content-Length": "5"})
+        assert code_of(wrong_length) == "body_too_large"
 
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -149,7 +149,7 @@ TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
         ({}, None),
     ],
 )
-async def test_the_id_of_a_request_is_its_trace_or_its_own(given: dict[str, str], id: str | None) -> None:
+async def test_the_request_id_is_the_trace_id_or_a_valid_request_id(given: dict[str, str], id: str | None) -> None:
     seen: list[str | None] = []
 
     async def inner(scope: Scope, receive: Receive, send: Send) -> None:

@@ -1,4 +1,4 @@
-"""Finding the model to serve: directories, and versions and aliases of a real MLflow registry."""
+"""Resolving the model to serve: directories, and versions and aliases of a real MLflow registry."""
 
 import shutil
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ import mlflow
 
 class Embedding(mlflow.pyfunc.PythonModel):
     def predict(self, context, model_input):
-        raise RuntimeError("serving must not run what lies beside the checkpoint")
+        raise RuntimeError("serving must not run the code of a registered model")
 
 mlflow.models.set_model(Embedding())
 """
@@ -56,17 +56,17 @@ def registry(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint_dir: Path
     mlflow.set_tracking_uri(None)
 
 
-@pytest.mark.parametrize("model", ["models:/longclip/1", "models:/longclip@champion"])
-def test_a_registered_model_is_pinned_and_fetched(
-    registry: MlflowClient, model: str, tmp_path: Path, tiny_checkpoint_dir: Path
+@pytest.mark.parametrize("uri", ["models:/longclip/1", "models:/longclip@champion"])
+def test_a_registered_model_is_resolved_and_downloaded(
+    registry: MlflowClient, uri: str, tmp_path: Path, tiny_checkpoint_dir: Path
 ) -> None:
-    found = open_model(model, str(tmp_path / "cache"))
-    assert (found.location.name, found.version, found.location.uri) == ("longclip", "1", "models:/longclip/1")
-    assert found.checkpoint_id == checkpoint_id(tiny_checkpoint_dir)
-    assert (found.context_length, found.embedding_dim, found.transform.image_size) == (248, 24, 32)
-    directory = fetch_model(found)
+    model = open_model(uri, str(tmp_path / "cache"))
+    assert (model.location.name, model.version, model.location.uri) == ("longclip", "1", "models:/longclip/1")
+    assert model.checkpoint_id == checkpoint_id(tiny_checkpoint_dir)
+    assert (model.context_length, model.embedding_dim, model.transform.image_size) == (248, 24, 32)
+    directory = fetch_model(model)
     assert {file.name for file in directory.iterdir()} == {file.name for file in tiny_checkpoint_dir.iterdir()}
-    assert list((tmp_path / "cache").iterdir()) == [directory], "one download, and nothing half-finished beside it"
+    assert list((tmp_path / "cache").iterdir()) == [directory], "one complete download and no temporary files"
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_an_unknown_model_is_refused(registry: MlflowClient, model: str, message
     assert "\n" not in str(refused.value)
 
 
-def test_where_no_registry_is_named_none_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_tracking_uri_no_registry_is_created(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(CheckpointError, match="MLFLOW_TRACKING_URI is not set"):
@@ -106,7 +106,7 @@ def test_a_model_without_a_checkpoint_is_refused(registry: MlflowClient, tmp_pat
 
 @pytest.fixture
 def stored(registry: MlflowClient, tmp_path: Path) -> Iterator[Path]:
-    """Where the registry keeps the registered model; put back as it was afterwards."""
+    """Directory of the registered model in the registry; restored after the test."""
     place = Path(registry.get_model_version_download_uri("longclip", "1").removeprefix("file://"))
     shutil.copytree(place, tmp_path / "before")
     yield place
@@ -115,18 +115,18 @@ def stored(registry: MlflowClient, tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("reason", TAMPERINGS)
-def test_a_version_that_was_tampered_with_is_refused(stored: Path, tmp_path: Path, reason: str) -> None:
-    found = open_model("models:/longclip/1", str(tmp_path / "builder"))
+def test_a_modified_version_is_refused(stored: Path, tmp_path: Path, reason: str) -> None:
+    model = open_model("models:/longclip/1", str(tmp_path / "builder"))
     TAMPERINGS[reason](stored / CHECKPOINT_ARTIFACT)
     with pytest.raises(CheckpointError, match=reason):
         open_model("models:/longclip/1", str(tmp_path / "cache"))
-    assert list((tmp_path / "cache").iterdir()) == [], "what was refused is not kept"
-    TAMPERINGS[reason](fetch_model(found))
+    assert list((tmp_path / "cache").iterdir()) == [], "refused downloads are not kept"
+    TAMPERINGS[reason](fetch_model(model))
     with pytest.raises(CheckpointError, match=reason):
-        fetch_model(found)
+        fetch_model(model)
 
 
-def test_code_that_lies_beside_a_checkpoint_is_not_run(stored: Path, tmp_path: Path) -> None:
+def test_code_of_a_registered_model_is_not_run(stored: Path, tmp_path: Path) -> None:
     """MLflow itself would import the loader that an `MLmodel` names, whatever it forbids to unpickle."""
     canary = tmp_path / "canary"
     code = f"import pathlib\npathlib.Path({str(canary)!r}).touch()\n"
@@ -140,16 +140,16 @@ def test_code_that_lies_beside_a_checkpoint_is_not_run(stored: Path, tmp_path: P
     assert not list((tmp_path / "cache").rglob("*.py"))
 
 
-def test_what_was_fetched_once_needs_no_registry_any_more(
+def test_a_cached_model_needs_no_registry(
     registry: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A replica that starts anew while the registry is down takes what its node has; a build says what is missing."""
-    found = open_model("models:/longclip@champion", str(tmp_path / "cache"))
+    """If the registry is down, a restarted replica uses the cached files, and the builder reports the error."""
+    model = open_model("models:/longclip@champion", str(tmp_path / "cache"))
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    mlflow.set_tracking_uri(None)  # which forgets what the environment says, too
+    mlflow.set_tracking_uri(None)  # this also unsets the environment variable
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_ports(1)[0]}")
-    assert checkpoint_id(fetch_model(found)) == found.checkpoint_id
+    assert checkpoint_id(fetch_model(model)) == model.checkpoint_id
     with pytest.raises(CheckpointError, match=r"cannot be found in the registry \(MLFLOW_TRACKING_URI\)") as refused:
         open_model("models:/longclip@champion", str(tmp_path / "cache"))
     assert "\n" not in str(refused.value)
@@ -166,17 +166,17 @@ def test_the_application_is_built_from_the_registry(
 
 
 def test_a_directory_needs_no_registry(tiny_checkpoint_dir: Path, tmp_path: Path) -> None:
-    found = open_model(str(tiny_checkpoint_dir), str(tmp_path / "cache"))
-    assert (found.location.name, found.version) == ("tiny", checkpoint_id(tiny_checkpoint_dir))
-    assert fetch_model(found) == tiny_checkpoint_dir
+    model = open_model(str(tiny_checkpoint_dir), str(tmp_path / "cache"))
+    assert (model.location.name, model.version) == ("tiny", checkpoint_id(tiny_checkpoint_dir))
+    assert fetch_model(model) == tiny_checkpoint_dir
     assert not (tmp_path / "cache").exists()
 
 
-def test_a_checkpoint_that_changed_is_refused(tiny_checkpoint_dir: Path, tmp_path: Path) -> None:
+def test_a_changed_checkpoint_is_refused(tiny_checkpoint_dir: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(tiny_checkpoint_dir, tmp_path / "copy"))
-    found = open_model(str(copy), str(tmp_path))
+    model = open_model(str(copy), str(tmp_path))
     with open(copy / "model.safetensors", "r+b") as weights:
         weights.seek(-1, 2)
         weights.write(b"\x7f")
     with pytest.raises(CheckpointError, match="deploy again"):
-        fetch_model(found)
+        fetch_model(model)
