@@ -1,10 +1,11 @@
 // The search page. Text from the server or the user is inserted as text, never as markup.
 
+import { $, call, element, listItem, post, showPicture } from "./server.js";
+
 const PAGE_SIZE = 12;
 const MAX_RESULTS = 96;
 const COUNT_DELAY_MS = 150;
 
-const $ = (id) => document.getElementById(id);
 const composer = $("composer");
 const query = $("query");
 const results = $("results");
@@ -16,69 +17,6 @@ let image = null; // data URI of the query image
 let searching = null; // AbortController of the pending search
 let counting = null; // AbortController of the pending token count
 let countTimer = 0;
-
-async function call(path, options = {}) {
-  const response = await reach(path, options);
-  const body = await response.json().catch(() => null);
-  if (response.ok) return body;
-  const { message = `The server responded with status ${response.status}.`, code, param } = body?.error ?? {};
-  // The path of the field in the request means nothing to users of the page.
-  throw Object.assign(new Error(sentence(message.replace(`${param}: `, ""))), { code });
-}
-
-async function reach(path, options = {}) {
-  const key = sessionStorage.getItem("key");
-  const headers = key ? { ...options.headers, Authorization: `Bearer ${key}` } : options.headers;
-  let response;
-  try {
-    response = await fetch(path, { ...options, headers });
-  } catch (error) {
-    if (error.name === "AbortError") throw error;
-    throw new Error("The server cannot be reached.");
-  }
-  if (response.status !== 401) return response;
-  await askForKey();
-  return reach(path, options);
-}
-
-// ---- API key; all requests that need one share a dialog
-
-let asking = null;
-
-function askForKey() {
-  asking ??= new Promise((resolve) => {
-    $("key").value = "";
-    $("key-dialog").showModal();
-    $("key-dialog").addEventListener(
-      "close",
-      () => {
-        sessionStorage.setItem("key", $("key").value.trim());
-        asking = null;
-        resolve();
-      },
-      { once: true },
-    );
-  });
-  return asking;
-}
-
-// An image element cannot send the key, so with a key the image is fetched here.
-async function showPicture(picture, url) {
-  if (!sessionStorage.getItem("key")) {
-    picture.src = url;
-    return;
-  }
-  const response = await reach(url);
-  if (!response.ok) return;
-  picture.src = URL.createObjectURL(await response.blob());
-  picture.addEventListener("load", () => URL.revokeObjectURL(picture.src), { once: true });
-}
-
-const sentence = (text) => text.charAt(0).toUpperCase() + text.slice(1);
-
-function post(path, body, signal) {
-  return call(path, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body), signal });
-}
 
 // ---- searching
 
@@ -170,9 +108,7 @@ function card(hit, position) {
         const tag = element("button", `${field}: ${value}`, { type: "button", className: "quiet" });
         tag.setAttribute("aria-label", `Only ${field} ${value}`);
         tag.addEventListener("click", () => addCondition({ field, operator: "eq", value }));
-        const entry = document.createElement("li");
-        entry.append(tag);
-        return entry;
+        return listItem(tag);
       }),
   );
   const like = item.querySelector(".like");
@@ -294,9 +230,7 @@ function showConditions() {
         conditionsChanged();
         query.focus();
       });
-      const entry = document.createElement("li");
-      entry.append(button);
-      return entry;
+      return listItem(button);
     }),
   );
 }
@@ -393,9 +327,6 @@ async function showExamples() {
   }
   $("examples").replaceChildren(...buttons);
 }
-
-const element = (tag, text, properties = {}) =>
-  Object.assign(document.createElement(tag), { textContent: text, ...properties });
 
 // ---- events
 

@@ -117,5 +117,5 @@ def test_the_page_is_served(client: httpx.Client, prefix: str) -> None:
     response = client.get(f"{prefix}/")
     assert "<title>Long-CLIP search</title>" in response.text
     assert "default-src 'none'" in response.headers["Content-Security-Policy"]
-    for name in ("app.js", "style.css", "icon.svg"):
+    for name in ("app.js", "server.js", "style.css", "icon.svg"):
         assert client.get(f"{prefix}/static/{name}").status_code == 200

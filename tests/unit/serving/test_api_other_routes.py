@@ -107,7 +107,7 @@ def test_the_page_loads_only_its_own_files(client: httpx.Client) -> None:
     policy = response.headers["Content-Security-Policy"]
     assert "default-src 'none'" in policy
     assert "unsafe" not in policy
-    for name in ("app.js", "style.css", "icon.svg"):
+    for name in ("app.js", "server.js", "style.css", "icon.svg"):
         assert client.get(f"/static/{name}").status_code == 200
 
 
