@@ -92,8 +92,10 @@ def test_prepared_data_is_whole_or_not_there(disk: Path, run: Callable[..., str]
 
 
 def test_training_goes_on_from_its_last_whole_checkpoint(
-    disk: Path, run: Callable[..., str], tmp_path: Path, tiny_checkpoint_dir: Path
+    disk: Path, run: Callable[..., str], tmp_path: Path, tiny_checkpoint_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Ray Train takes one report from a worker per such period; its default of 2 s would be most of the test's time.
+    monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     output = disk / "run"
     settings = [
         f"input={write_rows(tmp_path / 'rows.parquet', rows=32)}", f"model.base={tiny_checkpoint_dir}",

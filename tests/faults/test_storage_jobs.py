@@ -23,10 +23,11 @@ from tests.support.s3_server import KEY, SECRET, FaultProxy, S3Server
 
 pytestmark = pytest.mark.slow
 
-ROWS, ROWS_PER_PIECE = 600, 30
+ROWS, ROWS_PER_PIECE = 300, 15
 BUCKET = "jobs"
-OUTAGE_SECONDS = 10
-"""Long enough for the tens of concurrent requests of a unit to fail several times each."""
+OUTAGE_SECONDS = 5
+"""The server takes as long again to start: enough for the tens of concurrent requests of a unit to fail several times
+each. Their pauses double, so that a longer outage costs a multiple of its length."""
 Run = Callable[..., str]
 
 
@@ -53,7 +54,7 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "in" / "images").mkdir(parents=True)
     rows = []
     for number in range(ROWS):
-        image = b"broken" if number % 60 == 0 else jpeg(number - 1 if number % 60 == 30 else number)
+        image = b"broken" if number % 30 == 0 else jpeg(number - 1 if number % 30 == 15 else number)
         (root / "in" / "images" / f"{number:04d}.jpg").write_bytes(image)
         text = f"Picture {number} is here. It has spots. All of them are round."
         rows.append({"id": f"row-{number:04d}", "image": f"{number:04d}.jpg", "caption": text})
@@ -113,7 +114,7 @@ def test_through_a_network_that_fails_now_and_then(
     run: Run, remote: str, expected: dict[str, list[dict[str, Any]]], storage: Storage, s3_proxy: FaultProxy
 ) -> None:
     clean, summarized = f"s3://{BUCKET}/faults/clean", f"s3://{BUCKET}/faults/summarized"
-    s3_proxy.reset(every=25)
+    s3_proxy.reset(every=15)
     out = run("prepare", f"{remote}/rows.parquet", clean)
     assert f"prepare: {ROWS} rows in, {ROWS - 20} out, 10 rejected" in out
     assert "10 duplicates" in out
@@ -139,7 +140,7 @@ def test_a_server_that_is_killed_and_started_again_mid_job(
     kills: list[threading.Thread] = []
 
     def kill_once(number: int) -> None:
-        if number == 400 and not kills:
+        if number == 150 and not kills:
             kills.append(threading.Thread(target=die_and_return))
             kills[0].start()
 

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,9 @@ NODE = {
     "RAY_health_check_failure_threshold": "3",
     "OMP_NUM_THREADS": "1",  # threads of several processes that wait for each other on two cores mostly wait
     "RAY_worker_niceness": "0",  # or everything else on this host would go first
+    # Ray Train takes one report from a worker per such period. A training that reports every step has that much time
+    # per step, in which a test can interrupt it.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
 }
 OF_THE_HEAD = {"RAY_REDIS_ADDRESS": "redis:6379", "RAY_external_storage_namespace": "longclip"}
 """What the head knows of its cluster outlives it, as in the overlay `high-availability` of `infra/kubernetes`."""
@@ -172,10 +176,10 @@ class Job:
         assert code == 0, self.output()
         return self.output()
 
-    def wait_for(self, path: Path) -> None:
-        """Return when a file is there that it writes."""
+    def wait_for(self, happened: Callable[[], bool]) -> None:
+        """Return when something has happened that the job does."""
         end = time.monotonic() + DEADLINE_SECONDS
-        while not path.exists():
+        while not happened():
             assert self.process.poll() is None, self.output()
             assert time.monotonic() < end, self.output()
             time.sleep(0.01)

@@ -1,10 +1,11 @@
-"""Processes that tests end without notice."""
+"""Processes that tests freeze, or end without notice."""
 
 import contextlib
 import os
 import signal
 import subprocess
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 DEADLINE_SECONDS = 60
@@ -14,17 +15,34 @@ AGENTS = ("DashboardAgent", "RuntimeEnvAgent")
 
 def kill_driver(process: subprocess.Popen[bytes]) -> None:
     """`kill -9` of a driver, and return when Ray's own processes, which it started, have ended with it."""
+    process.send_signal(signal.SIGSTOP)  # at once: finding its processes takes a moment
     children = processes_below(process.pid)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    for pid, name in children:
-        if any(agent in name for agent in AGENTS):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+    send(signal.SIGCONT, [pid for pid, _ in children])  # what a test froze notices only now that its driver is gone
+    send(signal.SIGKILL, [pid for pid, name in children if any(agent in name for agent in AGENTS)])
     end = time.monotonic() + DEADLINE_SECONDS
     while any(is_running(pid) for pid, _ in children):
         assert time.monotonic() < end, "processes of a killed job stayed"
         time.sleep(0.1)
+
+
+@contextlib.contextmanager
+def frozen(pids: Iterable[int]) -> Iterator[None]:
+    """Stop processes while the block runs, so that what the test does next happens in the middle of their work."""
+    pids = list(pids)
+    send(signal.SIGSTOP, pids)
+    try:
+        yield
+    finally:
+        send(signal.SIGCONT, pids)
+
+
+def send(number: signal.Signals, pids: Iterable[int]) -> None:
+    """Send a signal to those processes that are still there."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
 
 
 def is_running(pid: int) -> bool:
