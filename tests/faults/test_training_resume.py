@@ -38,6 +38,13 @@ REPORT_SECONDS = 0.25
 """Ray Train takes one report from a worker per such period. With a report per step, no run ends within 2 s of its first
 checkpoint: enough for a test to interrupt it. Ray's own period of 2 s would make each run last half a minute."""
 
+DEAD_AFTER_10_SECONDS = {
+    "health_check_period_ms": 1000,
+    "health_check_timeout_ms": 3000,
+    "health_check_failure_threshold": 3,
+}
+"""When Ray gives up a node. Until then, Ray Train waits for it, up to a minute at a time."""
+
 
 class Training:
     """A run of finetune.py in a process of its own."""
@@ -213,7 +220,7 @@ def test_a_lost_machine_leaves_one_worker_that_continues(
     folder: Path, undisturbed: Path, trainings: list[Training]
 ) -> None:
     """A run on two nodes continues with one worker where it may, with the same global batches."""
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 3})
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 3, "_system_config": DEAD_AFTER_10_SECONDS})
     try:
         lost = cluster.add_node(num_cpus=3)
         trainings.append(
