@@ -15,6 +15,7 @@ import pytest
 from ray import serve
 
 from serving.app import AppArgs, ApplicationError, build
+from serving.limits import MAX_REQUESTS, MAX_TEXTS
 from tests.support.processes import is_running, processes_below
 from tests.support.variants import QUERY, Searches, Variant, check_answer, wait_until
 
@@ -96,7 +97,7 @@ def test_overload_is_refused_at_once_and_passes(application: Application, varian
     async def overload() -> list[httpx.Response]:
         async with httpx.AsyncClient(base_url=application.url, timeout=120, limits=limits) as client:
             request = {"input": long_texts(40), "truncate": True, "encoding_format": "base64"}
-            posts = (client.post("/v1/embeddings", json=request) for _ in range(2 * inputs.MAX_REQUESTS))
+            posts = (client.post("/v1/embeddings", json=request) for _ in range(2 * MAX_REQUESTS))
             return await asyncio.gather(*posts)
 
     answers = asyncio.run(overload())
@@ -116,7 +117,7 @@ def test_what_a_client_that_left_had_asked_for_is_not_computed(
     items = 'batch_total{.*queue="texts".*unit="items"'
     left = 'requests_total{.*endpoint="embeddings".*status="499"'
     before, left_before = metric(application.url, items), metric(application.url, left)
-    request, patience = {"input": long_texts(inputs.MAX_TEXTS)}, httpx.Timeout(60, read=0.7)
+    request, patience = {"input": long_texts(MAX_TEXTS)}, httpx.Timeout(60, read=0.7)
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(f"{application.url}/v1/embeddings", json=request, timeout=patience)
     wait_until(lambda: metric(application.url, left) > left_before)
@@ -124,7 +125,7 @@ def test_what_a_client_that_left_had_asked_for_is_not_computed(
     wait_until(
         lambda: metric(application.url, items) > before and metric(application.url, 'waiting{.*queue="texts"') == 0
     )
-    assert metric(application.url, items) - before < inputs.MAX_TEXTS / 2
+    assert metric(application.url, items) - before < MAX_TEXTS / 2
 
 
 def test_slow_clients_hold_up_nobody(application: Application, variants: tuple[Variant, Variant]) -> None:
@@ -148,14 +149,14 @@ def test_an_application_that_is_taken_away_finishes_what_it_began(
 ) -> None:
     first, _ = variants
     application.deploy(first.args())
-    request = {"input": long_texts(inputs.MAX_TEXTS), "truncate": True, "encoding_format": "base64"}
+    request = {"input": long_texts(MAX_TEXTS), "truncate": True, "encoding_format": "base64"}
     with ThreadPoolExecutor(1) as client:
         answer = client.submit(httpx.post, f"{application.url}/v1/embeddings", json=request, timeout=60)
         time.sleep(1.5)  # it has arrived, and takes some seconds
         assert not answer.done()
         application.delete()
     assert answer.result().status_code == 200
-    assert len(answer.result().json()["data"]) == inputs.MAX_TEXTS
+    assert len(answer.result().json()["data"]) == MAX_TEXTS
 
 
 def test_a_model_and_its_index_change_in_one_switch_and_back_with_two_replicas(
