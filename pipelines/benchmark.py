@@ -20,8 +20,9 @@ from pydantic import Field, model_validator
 from upath import UPath
 
 from longclip.files import whole_directory
-from pipelines.common.entry import Progress, run_entry
+from pipelines.common.entry import run_entry
 from pipelines.common.events import report
+from pipelines.common.progress import Progress
 from pipelines.common.rejected_rows import QUARANTINE, write_quarantine
 from pipelines.common.settings import dump, load_settings
 from pipelines.common.storage import storage_path

@@ -17,11 +17,12 @@ import ray
 from pydantic import PositiveInt
 
 from pipelines import benchmark, embed, finetune, register, sample_data, summarize
-from pipelines.common.entry import connect, run_entry
+from pipelines.common.cluster import connect
+from pipelines.common.entry import run_entry
 from pipelines.common.settings import Settings, load_settings
 from pipelines.common.storage import storage_path
 from pipelines.experiments.steps import Step, run_step, serve
-from pipelines.registry import versions as tracking
+from pipelines.registry.server import tracking_uri
 
 CPUS = 4
 
@@ -46,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     settings = load_settings(DemoSettings, __doc__ or "", argv)
     started = time.monotonic()
     directory = Path(storage_path("output", settings.output))
-    os.environ["MLFLOW_TRACKING_URI"] = tracking.tracking_uri(directory)
+    os.environ["MLFLOW_TRACKING_URI"] = tracking_uri(directory)
     connect(CPUS)
     steps = demo_steps(settings, directory)
     for number, step in enumerate(steps, start=1):

@@ -20,10 +20,12 @@ from upath import UPath
 from longclip.checkpoint import Checkpoint, checkpoint_id, load_checkpoint
 from longclip.errors import ConfigError, DataError
 from longclip.index import version_manifests
+from pipelines.common.cluster import connect
 from pipelines.common.columns import Columns
-from pipelines.common.entry import Progress, connect, run_entry
+from pipelines.common.entry import run_entry
 from pipelines.common.lease import Lease
 from pipelines.common.parquet_set import open_parquet
+from pipelines.common.progress import Progress
 from pipelines.common.rejected_rows import QUARANTINE, start_quarantine, write_quarantine
 from pipelines.common.settings import load_settings
 from pipelines.common.storage import Storage, is_local, output_path, storage_path
@@ -32,8 +34,8 @@ from pipelines.common.workers import Workers
 from pipelines.indexing.corpus import Corpus, embed_changes
 from pipelines.indexing.publish import PublishSettings, publish
 from pipelines.indexing.table import MODEL, IndexTable, table_schema
-from pipelines.registry import versions as tracking
 from pipelines.registry.model_cache import local_model
+from pipelines.registry.server import tracking_uri
 
 LEASE = ".lease"
 
@@ -76,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     index = output_path("output", storage_path("output", settings.output), settings.storage)
     cache = Path(storage_path("cache", settings.cache))
-    registry = tracking.tracking_uri(Path(index.path).parent if is_local(index) else cache)
+    registry = tracking_uri(Path(index.path).parent if is_local(index) else cache)
     model = local_model(settings.model, cache, registry)
     checkpoint = load_checkpoint(model)
     identity = checkpoint_id(model)

@@ -21,15 +21,18 @@ from ray.train.torch import TorchTrainer
 from upath import UPath
 
 from longclip.files import whole_directory
-from pipelines.common.entry import Progress, connect, run_entry
+from pipelines.common.cluster import connect
+from pipelines.common.entry import run_entry
 from pipelines.common.model_inputs import ModelInputs
 from pipelines.common.parquet_set import is_list, manifest_of
-from pipelines.common.progress import MetricsToPrometheus
+from pipelines.common.progress import Progress
 from pipelines.common.rejected_rows import QUARANTINE, start_quarantine, write_quarantine
 from pipelines.common.run_directory import claim_directory
 from pipelines.common.settings import dump, load_settings
 from pipelines.common.storage import storage_path
-from pipelines.registry import versions as tracking
+from pipelines.registry.runs import end_run, log_documents, start_run
+from pipelines.registry.server import tracking_uri
+from pipelines.training.callbacks import MetricsToMlflow, MetricsToPrometheus
 from pipelines.training.checkpoints import MODEL_DIR
 from pipelines.training.initial_model import initial_checkpoint
 from pipelines.training.loop import train_loop
@@ -72,11 +75,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         flush=True,
     )
 
-    uri = tracking.tracking_uri(output.parent)
-    run_id = tracking.start_run(uri, settings.experiment, output.name, dump(settings))
+    uri = tracking_uri(output.parent)
+    run_id = start_run(uri, settings.experiment, output.name, dump(settings))
     # Of a set that prepare or summarize wrote; of a split, above it.
     if manifest := manifest_of(train.data.root) or manifest_of(train.data.root.parent):
-        tracking.log_documents(uri, run_id, {"data_manifest.json": json.dumps(manifest, indent=2)})
+        log_documents(uri, run_id, {"data_manifest.json": json.dumps(manifest, indent=2)})
     least, most = settings.workers.min_count, settings.workers.count
     trainer = TorchTrainer(
         train_loop,
@@ -99,21 +102,21 @@ def main(argv: Sequence[str] | None = None) -> None:
                 num_to_keep=settings.checkpoints.keep, checkpoint_score_attribute=settings.score if validation else None
             ),
             failure_config=FailureConfig(max_failures=settings.workers.max_failures),
-            callbacks=[tracking.MetricsToMlflow(uri, run_id), MetricsToPrometheus(output.name)],
+            callbacks=[MetricsToMlflow(uri, run_id), MetricsToPrometheus(output.name)],
             logging_config=LoggingConfig(log_level="WARNING"),
         ),
     )
     try:
         result = trainer.fit()
     except BaseException:
-        tracking.end_run(uri, run_id, succeeded=False)
+        end_run(uri, run_id, succeeded=False)
         raise
     chosen = result.checkpoint
     if settings.checkpoints.publish == "best":
         chosen = result.get_best_checkpoint(settings.score, "max")
     with whole_directory(output / MODEL_DIR) as aside:
         shutil.copytree(Path(chosen.path) / MODEL_DIR, aside, dirs_exist_ok=True)
-    tracking.end_run(uri, run_id, succeeded=True)
+    end_run(uri, run_id, succeeded=True)
     reasons = ray.get(quarantine.reasons.remote())
     write_quarantine(reasons, settings.input, "finetune", UPath(output / QUARANTINE))
     a_pass = train.order.steps_per_epoch * settings.global_batch_size

@@ -21,15 +21,18 @@ from pydantic import Field
 
 from longclip.errors import PromotionError
 from longclip.model_uri import ModelUri
-from pipelines.common.entry import Progress, run_entry
+from pipelines.common.entry import run_entry
 from pipelines.common.events import report
+from pipelines.common.progress import Progress
 from pipelines.common.settings import dump, load_settings
 from pipelines.common.storage import storage_path
 from pipelines.evaluation.gates import Gate, gate, gate_table
 from pipelines.evaluation.measure_job import MeasureJob, MeasureSettings, measure_job
 from pipelines.evaluation.measured import Measured, compare
 from pipelines.evaluation.results import task_result
-from pipelines.registry import versions as tracking
+from pipelines.registry.runs import end_run, log_documents, start_run
+from pipelines.registry.server import tracking_uri
+from pipelines.registry.versions import alias_version, move_alias
 
 
 class PromoteSettings(MeasureSettings):
@@ -54,9 +57,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     settings = load_settings(PromoteSettings, __doc__ or "", argv)
     progress = Progress("promote")
     directory = Path(storage_path("directory", settings.directory))
-    uri = tracking.tracking_uri(directory)
-    candidate = tracking.alias_version(uri, settings.name, settings.candidate)
-    champion = tracking.alias_version(uri, settings.name, settings.champion)
+    uri = tracking_uri(directory)
+    candidate = alias_version(uri, settings.name, settings.candidate)
+    champion = alias_version(uri, settings.name, settings.champion)
     if candidate is None:
         raise PromotionError(
             f"'{settings.name}' has no alias '{settings.candidate}' at {uri}; register a checkpoint with --set"
@@ -75,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             f" {len(gates)} gates fail, first {first.task} {first.direction}: {100 * first.comparison.difference:+.1f}"
             f" points [{100 * first.comparison.low:+.1f}, {100 * first.comparison.high:+.1f}], must be {first.rule}"
         )
-    tracking.move_alias(uri, settings.name, settings.champion, champion, candidate)
+    move_alias(uri, settings.name, settings.champion, champion, candidate)
     before = f"version {champion}" if champion else "nothing"
     progress.summary(rows, rows, 0, f"'{settings.champion}' moved from {before} to version {candidate}")
 
@@ -103,14 +106,14 @@ def decide(settings: PromoteSettings, job: MeasureJob, champion: str | None, can
             gates += [gate(task, name, found, settings.margin) for name, found in comparisons.items()]
     table = gate_table(gates, champion or "(none)", candidate).markdown()
     print(f"\n{table}\n", flush=True)
-    run_id = tracking.start_run(job.tracking_uri, settings.experiment, f"promote-{settings.name}", dump(settings))
+    run_id = start_run(job.tracking_uri, settings.experiment, f"promote-{settings.name}", dump(settings))
     document = {"champion": champion, "candidate": candidate, "holds": all(found.holds for found in gates)}
-    tracking.log_documents(
+    log_documents(
         job.tracking_uri,
         run_id,
         {"comparison.md": f"{table}\n", "comparison.json": json.dumps(document | {"tasks": results}, indent=2)},
     )
-    tracking.end_run(job.tracking_uri, run_id, succeeded=True)
+    end_run(job.tracking_uri, run_id, succeeded=True)
     return gates, rows
 
 

@@ -12,11 +12,13 @@ from typing import Any, Literal
 
 from longclip.errors import CheckpointError, DataError
 from longclip.model_uri import ModelUri
-from pipelines.common.entry import Progress, run_entry
+from pipelines.common.entry import run_entry
+from pipelines.common.progress import Progress
 from pipelines.common.settings import Settings, load_settings
 from pipelines.common.storage import storage_path
-from pipelines.registry import versions as tracking
 from pipelines.registry.model_card import model_card
+from pipelines.registry.server import tracking_uri
+from pipelines.registry.versions import register_checkpoint
 
 
 class RegisterSettings(Settings):
@@ -43,12 +45,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     directory = Path(storage_path("checkpoint", settings.checkpoint))
     if not directory.is_dir():
         raise CheckpointError(f"checkpoint '{directory}' does not exist; give the directory that finetune wrote")
-    uri = tracking.tracking_uri(directory.parent.parent)
+    uri = tracking_uri(directory.parent.parent)
     metrics = _figures(settings) if settings.results else {}
     card = model_card(settings.name, directory, _task_results(settings), settings.results_model)
-    version = tracking.register_checkpoint(
-        uri, directory, settings.name, settings.experiment, metrics, settings.alias, card
-    )
+    version = register_checkpoint(uri, directory, settings.name, settings.experiment, metrics, settings.alias, card)
     progress.summary(1, 1, 0, f"{ModelUri(settings.name, str(version))}, alias {settings.alias}, at {uri}")
 
 

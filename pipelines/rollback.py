@@ -13,10 +13,12 @@ from pydantic import PositiveInt
 
 from longclip.errors import PromotionError
 from longclip.model_uri import ModelUri
-from pipelines.common.entry import Progress, run_entry
+from pipelines.common.entry import run_entry
+from pipelines.common.progress import Progress
 from pipelines.common.settings import Settings, load_settings
 from pipelines.common.storage import storage_path
-from pipelines.registry import versions as tracking
+from pipelines.registry.server import configured_uri, tracking_uri
+from pipelines.registry.versions import alias_version, move_alias, replaced_version, resolve_version
 
 
 class RollbackSettings(Settings):
@@ -36,22 +38,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The entry; `argv` is the command line without the program's name."""
     settings = load_settings(RollbackSettings, __doc__ or "", argv)
     progress = Progress("rollback")
-    uri = tracking.configured_uri() or tracking.tracking_uri(storage_path("directory", settings.directory))
-    current = tracking.alias_version(uri, settings.name, settings.champion)
+    uri = configured_uri() or tracking_uri(storage_path("directory", settings.directory))
+    current = alias_version(uri, settings.name, settings.champion)
     if current is None:
         raise PromotionError(f"'{settings.name}' has no alias '{settings.champion}' at {uri}; there is nothing to undo")
     if settings.to_version:
         version: str | None = str(settings.to_version)
-        tracking.resolve_version(uri, str(ModelUri(settings.name, version)))  # refuses a version that does not exist
+        resolve_version(uri, str(ModelUri(settings.name, version)))  # refuses a version that does not exist
     else:
-        version = tracking.replaced_version(uri, settings.name, current)
+        version = replaced_version(uri, settings.name, current)
     if version is None:
         raise PromotionError(
             f"version {current} of '{settings.name}' replaced none as '{settings.champion}'; name one with --set"
             " to_version="
         )
     if version != current:
-        tracking.move_alias(uri, settings.name, settings.champion, current, version, remember=False)
+        move_alias(uri, settings.name, settings.champion, current, version, remember=False)
     progress.summary(0, 0, 0, f"'{settings.champion}' moved from version {current} to {version}")
 
 

@@ -13,7 +13,9 @@ from functools import partial
 from pydantic import PositiveInt
 
 from longclip.files import whole_directory
-from pipelines.common.entry import Progress, connect, run_entry
+from pipelines.common.cluster import connect
+from pipelines.common.entry import run_entry
+from pipelines.common.progress import Progress
 from pipelines.common.settings import Settings, load_settings
 from pipelines.common.storage import storage_path
 

@@ -22,7 +22,9 @@ from pathlib import Path
 
 from longclip.files import whole_directory
 from pipelines import finetune
-from pipelines.common.entry import Progress, connect, run_entry
+from pipelines.common.cluster import connect
+from pipelines.common.entry import run_entry
+from pipelines.common.progress import Progress
 from pipelines.common.run_directory import claim_directory
 from pipelines.common.settings import load_settings
 from pipelines.common.storage import storage_path

@@ -1,66 +1,62 @@
-"""What jobs tell Prometheus, through the exporter that Ray runs on every node: how far they are, and how training goes.
+"""Progress of a job: for the user as events, and for Prometheus through the exporter that Ray runs on every node.
 
-A value is there as long as the process that told it, so an alert about a job ends with the job.
+A value is exported as long as the process that set it lives, so an alert about a job ends with the job.
 """
 
+import time
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING
 
-from ray.train import UserCallback
-from ray.util.metrics import Gauge
+from pipelines.common.events import report
 
-VALIDATION = "validation/"
-TRAINING = {
-    "step": "Steps done.",
-    "total_steps": "Steps of the run.",
-    "loss": "Loss that is minimised.",
-    "retained_variance": "Share of the variance of image features that their primary components keep.",
-    "gradient_norm": "Norm of the gradient, before it is clipped.",
-    "learning_rate": "Learning rate.",
-    "logit_scale": "Factor of the similarities.",
-    "skipped_steps": "Steps whose gradient was not finite.",
-    "pairs_per_second": "Pairs a second, of all workers.",
-    "tokens_per_second": "Tokens a second, of all workers, without padding.",
-    "data_wait_share": "Share of the time in which a worker waits for data.",
-}
-"""What a step reports, and what it is."""
+if TYPE_CHECKING:
+    from ray.util.metrics import Gauge
+
+
+class Progress:
+    """Elapsed time of an entry, its progress, and its summary line."""
+
+    SHOW_EVERY_SECONDS = 5.0
+
+    def __init__(self, verb: str) -> None:
+        self.verb = verb
+        self.started = self.shown = time.monotonic()
+
+    def show(self, stage: str, done: int, of: int, rows: int, rejected: int) -> None:
+        """Report finished pieces of a stage: always to Prometheus, to the user every few seconds and at the end."""
+        export_pieces(self.verb, stage, done, of)
+        export_rows(self.verb, stage, rows, rejected)
+        now = time.monotonic()
+        if done == of or now - self.shown >= self.SHOW_EVERY_SECONDS:
+            self.shown = now
+            seconds = now - self.started
+            report(f"{self.verb}: {stage} {done}/{of} pieces, {rows} rows, {rejected} rejected, {seconds:.0f} s")
+
+    def summary(self, rows_in: int, rows_out: int, rejected: int, detail: str = "") -> None:
+        """Report `verb: rows in, out, rejected, seconds`, and details of the result."""
+        seconds = time.monotonic() - self.started
+        tail = f"; {detail}" if detail else ""
+        counts = f"{rows_in} rows in, {rows_out} out, {rejected} rejected"
+        report(f"{self.verb}: {counts}, {seconds:.1f} s{tail}")
 
 
 @cache
-def _gauge(name: str, description: str, *tags: str) -> Gauge:
-    """Made when it is first set: a metric belongs to the Ray that its process is connected to."""
+def gauge(name: str, description: str, *tags: str) -> "Gauge":
+    """The gauge `longclip_<name>`, created when it is first set: it belongs to the Ray its process is connected to."""
+    from ray.util.metrics import Gauge  # entries that run no job do without Ray
+
     return Gauge(f"longclip_{name}", description, tags)
 
 
-def tell_pieces(verb: str, stage: str, done: int, of: int) -> None:
-    """How far a stage of a job is: pieces done, and in all."""
+def export_pieces(verb: str, stage: str, done: int, of: int) -> None:
+    """Export the finished pieces of a stage, and their total."""
     tags = {"job": verb, "stage": stage}
-    _gauge("job_pieces_done", "Pieces of a stage that are done.", "job", "stage").set(done, tags)
-    _gauge("job_pieces", "Pieces of a stage.", "job", "stage").set(of, tags)
+    gauge("job_pieces_done", "Pieces of a stage that are done.", "job", "stage").set(done, tags)
+    gauge("job_pieces", "Pieces of a stage.", "job", "stage").set(of, tags)
 
 
-def tell_rows(verb: str, stage: str, rows: int, rejected: int) -> None:
-    """Rows of a stage that are done, and those of them that were rejected."""
+def export_rows(verb: str, stage: str, rows: int, rejected: int) -> None:
+    """Export the finished rows of a stage, and how many of them were rejected."""
     tags = {"job": verb, "stage": stage}
-    _gauge("job_rows", "Rows of a stage that are done.", "job", "stage").set(rows, tags)
-    _gauge("job_rows_rejected", "Rows of a stage that could not be used.", "job", "stage").set(rejected, tags)
-
-
-class MetricsToPrometheus(UserCallback):
-    """Tells what the workers of a run report, from the one process that controls the training."""
-
-    def __init__(self, run: str) -> None:
-        self.run = run
-
-    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-        """Losses by part, recall by direction, and all of `TRAINING`, of rank 0: averages over all workers."""
-        for name, value in metrics[0].items():
-            if name.startswith(VALIDATION):
-                gauge = _gauge("training_validation", "Recall on the validation set.", "run", "metric")
-                gauge.set(value, {"run": self.run, "metric": name.removeprefix(VALIDATION)})
-            elif name.endswith("_loss"):
-                _gauge("training_loss_part", "Parts of the loss.", "run", "part").set(
-                    value, {"run": self.run, "part": name}
-                )
-            elif name in TRAINING:
-                _gauge(f"training_{name}", TRAINING[name], "run").set(value, {"run": self.run})
+    gauge("job_rows", "Rows of a stage that are done.", "job", "stage").set(rows, tags)
+    gauge("job_rows_rejected", "Rows of a stage that could not be used.", "job", "stage").set(rejected, tags)

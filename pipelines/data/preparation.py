@@ -10,7 +10,8 @@ from upath import UPath
 
 from longclip.errors import DataError
 from longclip.text.sentences import caption_text
-from pipelines.common.entry import Progress, connect
+from pipelines.common.cluster import connect
+from pipelines.common.progress import Progress
 from pipelines.common.rejected_rows import RejectedLimit
 from pipelines.common.storage import explained, output_path
 from pipelines.data.cleaning import KEY, CleanPiece, HashPiece, ImageHashes, staged_schema

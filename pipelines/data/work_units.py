@@ -9,7 +9,7 @@ import ray
 from ray.data import ActorPoolStrategy
 from upath import UPath
 
-from pipelines.common.entry import Progress
+from pipelines.common.progress import Progress
 from pipelines.common.storage import explained
 from pipelines.common.whole_files import write_whole
 from pipelines.common.workers import Workers

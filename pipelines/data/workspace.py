@@ -18,6 +18,7 @@ from longclip.errors import ConfigError
 from longclip.files import publish_directory
 from pipelines.common.lease import Lease
 from pipelines.common.parquet_set import INCOMPLETE, MANIFEST, manifest_of
+from pipelines.common.settings import flattened
 from pipelines.common.storage import Storage, existing_path, explained, is_local
 from pipelines.common.whole_files import make_directory, remove, write_whole
 
@@ -160,18 +161,11 @@ def _difference(existing: Mapping[str, Any], requested: Mapping[str, Any]) -> st
     """What distinguishes an existing identity from the requested one, for messages."""
     if existing.get("job") != requested.get("job"):
         return f"job '{existing.get('job')}'"
-    before, after = _flat(existing.get("settings", {})), _flat(requested.get("settings", {}))
+    before, after = flattened(existing.get("settings", {})), flattened(requested.get("settings", {}))
     changed = [f"{key}={before.get(key)!r}" for key in sorted(before | after) if before.get(key) != after.get(key)]
     if changed:
         return f"other settings ({', '.join(changed)})"
     return "other data: the files of the input have changed"
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
 
 
 def _publish_objects(tree: UPath, output: UPath) -> None:

@@ -8,15 +8,15 @@ from pathlib import Path
 from pydantic import Field
 from upath import UPath
 
-from pipelines.common.entry import connect
+from pipelines.common.cluster import connect
 from pipelines.common.settings import Settings
 from pipelines.common.storage import Storage, storage_path
 from pipelines.common.workers import Workers
 from pipelines.evaluation.measured import Measured
 from pipelines.evaluation.measuring import measure
 from pipelines.evaluation.tasks import Task, TaskSettings, open_task
-from pipelines.registry import versions as tracking
 from pipelines.registry.model_cache import local_model
+from pipelines.registry.server import tracking_uri
 
 
 class MeasureSettings(Settings):
@@ -63,4 +63,4 @@ def measure_job(settings: MeasureSettings, directory: Path) -> Iterator[MeasureJ
     connect(settings.workers.total_cpus + 2)
     directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".measure.", dir=directory) as scratch:
-        yield MeasureJob(settings, tasks, Path(scratch), tracking.tracking_uri(directory))
+        yield MeasureJob(settings, tasks, Path(scratch), tracking_uri(directory))

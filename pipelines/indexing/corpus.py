@@ -18,7 +18,7 @@ from pipelines.common.columns import Columns, cell_texts
 from pipelines.common.embedding import Reading, embed_dataset
 from pipelines.common.events import report
 from pipelines.common.parquet_set import ParquetSet
-from pipelines.common.progress import tell_rows
+from pipelines.common.progress import export_rows
 from pipelines.common.workers import Workers
 from pipelines.indexing.table import CONTENT, ID, MODEL, RESERVED, IndexTable, States, vector_column
 
@@ -102,7 +102,7 @@ def embed_changes(
         check()
         table.upsert(_items(batch, corpus))
         written += len(batch[columns.id])
-        tell_rows("embed", "embed", written, len(ray.get(quarantine.reasons.remote())))
+        export_rows("embed", "embed", written, len(ray.get(quarantine.reasons.remote())))
         report(f"embed: {written} rows embedded and written, {written / (time.monotonic() - started):.0f} rows/s")
     return written
 

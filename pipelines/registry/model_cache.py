@@ -7,7 +7,7 @@ from longclip.checkpoint import save_checkpoint, verify_checkpoint
 from longclip.files import file_sha256
 from longclip.model_uri import is_model_uri
 from longclip.weights.reading import convert_checkpoint
-from pipelines.registry import versions as tracking
+from pipelines.registry.versions import download_checkpoint, resolve_version
 
 
 def local_model(source: str, cache: Path, tracking_uri: str) -> str:
@@ -23,13 +23,13 @@ def local_model(source: str, cache: Path, tracking_uri: str) -> str:
         CheckpointError: there is no such model, or it is no CLIP.
     """
     if is_model_uri(source):
-        version = tracking.resolve_version(tracking_uri, source)
+        version = resolve_version(tracking_uri, source)
         key = hashlib.sha256(f"{tracking_uri}\0{version.uri}\0{version.source}".encode()).hexdigest()[:16]
         directory = cache / "registered" / key
         if directory.is_dir():
             verify_checkpoint(directory)
         else:
-            tracking.download_checkpoint(tracking_uri, version.uri, directory)
+            download_checkpoint(tracking_uri, version.uri, directory)
         return str(directory)
     path = Path(source).expanduser()
     if path.is_file():

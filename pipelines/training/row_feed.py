@@ -11,7 +11,7 @@ from ray.data import ExecutionResources
 from torch import Tensor
 
 from longclip.errors import DataError
-from pipelines.common.entry import data_context
+from pipelines.common.cluster import data_context
 from pipelines.common.model_inputs import ModelInputs
 from pipelines.common.parquet_set import ParquetSet, arrow_filesystem
 from pipelines.common.storage import explained

@@ -45,7 +45,7 @@ from longclip.images import ImageTransform
 from longclip.tokenizer import TokenBatch
 from longclip.training.loss import LossConfig
 from longclip.training.step import ImageTextBatch, PairEncoder, backward, clamp_logit_scale, parameter_groups
-from pipelines.common.entry import connect
+from pipelines.common.cluster import connect
 from pipelines.finetune import DATA_CPUS
 from step_rivals import LENGTH, texts
 

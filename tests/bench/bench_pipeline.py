@@ -39,8 +39,8 @@ from harness import arguments, report
 from longclip.images import ImageTransform
 from longclip.tokenizer import load_tokenizer, tokenize
 from photographs import photograph
+from pipelines.common.cluster import connect
 from pipelines.common.columns import Columns
-from pipelines.common.entry import connect
 from pipelines.common.model_inputs import ModelInputs, row_key
 from pipelines.common.parquet_set import open_parquet, parquet_writer
 from pipelines.common.rejected_rows import start_quarantine

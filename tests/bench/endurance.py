@@ -40,7 +40,7 @@ from harness import arguments, report
 from longclip.checkpoint import checkpoint_id, load_checkpoint, new_model, save_checkpoint
 from longclip.index import version_manifests
 from pipelines import embed
-from pipelines.registry import versions as tracking
+from pipelines.registry.versions import move_alias, register_checkpoint
 from serving.app import AppArgs, build
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))  # before what lies there and is not installed
@@ -137,7 +137,7 @@ class Server:
             torch.manual_seed(number)
             checkpoint = directory / str(number) / "checkpoint"
             save_checkpoint(new_model(tiny_config()), checkpoint, {"origin": "random"})
-            tracking.register_checkpoint(self.uri, checkpoint, NAME, "endurance", {}, ALIAS if number == 0 else "next")
+            register_checkpoint(self.uri, checkpoint, NAME, "endurance", {}, ALIAS if number == 0 else "next")
             self.truths.append(Truth(checkpoint))
         self.serving = 0
         self.embed(0)
@@ -176,7 +176,7 @@ class Server:
         """The other model, with an index of its own."""
         self.embed(1 - self.serving)
         before, after = str(self.serving + 1), str(2 - self.serving)
-        tracking.move_alias(self.uri, NAME, ALIAS, before, after)
+        move_alias(self.uri, NAME, ALIAS, before, after)
         self.serving = 1 - self.serving
         self.deploy()
 

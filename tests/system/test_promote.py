@@ -24,7 +24,7 @@ from pipelines import promote, rollback
 from pipelines.common.storage import JOB_PACKAGE
 from pipelines.evaluation.gates import gate
 from pipelines.evaluation.tasks import Protocol, Task
-from pipelines.registry import versions as tracking
+from pipelines.registry.versions import alias_version, move_alias, register_checkpoint, replaced_version
 from tests.support.pictures import picture
 from tests.support.tampering import TAMPERINGS
 from tests.support.tiny_clip import tiny_config
@@ -89,11 +89,11 @@ def run(data: Path, tmp_path: Path, uri: str) -> Callable[[], None]:
 
 
 def registered(uri: str, directory: Path, alias: str) -> str:
-    return str(tracking.register_checkpoint(uri, directory, "longclip", "tests", {}, alias))
+    return str(register_checkpoint(uri, directory, "longclip", "tests", {}, alias))
 
 
 def champion(uri: str) -> str | None:
-    return tracking.alias_version(uri, "longclip", "champion")
+    return alias_version(uri, "longclip", "champion")
 
 
 @pytest.mark.slow
@@ -184,7 +184,7 @@ def versions(uri: str, tmp_path: Path) -> MlflowClient:
 def test_of_many_who_move_the_champion_at_once_one_does(uri: str, versions: MlflowClient) -> None:
     def attempt(version: str) -> bool:
         try:
-            tracking.move_alias(uri, "longclip", "champion", "1", version)
+            move_alias(uri, "longclip", "champion", "1", version)
         except PromotionError:
             return False
         return True
@@ -194,16 +194,16 @@ def test_of_many_who_move_the_champion_at_once_one_does(uri: str, versions: Mlfl
         moved = list(pool.map(attempt, contenders))
     winner = champion(uri)
     assert [version for version, done in zip(contenders, moved, strict=True) if done] == [winner]
-    assert tracking.replaced_version(uri, "longclip", str(winner)) == "1"
+    assert replaced_version(uri, "longclip", str(winner)) == "1"
     with pytest.raises(PromotionError, match=rf"was moved from version 1 to {winner} meanwhile"):
-        tracking.move_alias(uri, "longclip", "champion", "1", "2")
+        move_alias(uri, "longclip", "champion", "1", "2")
     assert [model.name for model in versions.search_registered_models()] == ["longclip"], "the lock is given back"
 
 
 def test_a_lock_that_was_left_is_named(uri: str, versions: MlflowClient) -> None:
     versions.create_registered_model("longclip--champion-is-moved")
     with pytest.raises(PromotionError, match="delete the registered model 'longclip--champion-is-moved'"):
-        tracking.move_alias(uri, "longclip", "champion", "1", "2")
+        move_alias(uri, "longclip", "champion", "1", "2")
     assert champion(uri) == "1"
 
 

@@ -14,8 +14,9 @@ from upath import UPath
 from longclip.text.sentences import split_sentences
 from longclip.text.summaries import extractive
 from pipelines import summarize
-from pipelines.common.entry import Progress, run_entry
+from pipelines.common.entry import run_entry
 from pipelines.common.parquet_set import open_parquet
+from pipelines.common.progress import Progress
 from pipelines.common.storage import Storage
 from pipelines.data.summaries.vllm_stage import STAGE, generate, generated_texts
 from pipelines.data.workspace import Workspace, claim

@@ -15,7 +15,9 @@ from upath import UPath
 from longclip.checkpoint import checkpoint_id, new_model, save_checkpoint
 from longclip.errors import CheckpointError, ConfigError, PromotionError
 from pipelines import finetune, register
-from pipelines.registry import versions as tracking
+from pipelines.registry.runs import end_run, start_run
+from pipelines.registry.versions import alias_version, download_checkpoint, move_alias, replaced_version
+from pipelines.training.callbacks import MetricsToMlflow
 from serving.model_source import open_model
 from tests.support.programs import needs_programs
 from tests.support.rows import write_rows
@@ -69,11 +71,11 @@ def test_versions_live_in_the_database_and_their_files_in_s3(
 ) -> None:
     for directory, alias in zip(checkpoints, ("champion", "candidate"), strict=True):
         registered(directory, alias)
-    assert [tracking.alias_version(server.url, "longclip", alias) for alias in ("champion", "candidate")] == ["1", "2"]
+    assert [alias_version(server.url, "longclip", alias) for alias in ("champion", "candidate")] == ["1", "2"]
     stored = [path for path in bucket.rglob("model.safetensors") if path.parent.name == "checkpoint"]
     assert len(stored) == 2
     for version, directory in enumerate(checkpoints, start=1):
-        tracking.download_checkpoint(server.url, f"models:/longclip/{version}", tmp_path / str(version))
+        download_checkpoint(server.url, f"models:/longclip/{version}", tmp_path / str(version))
         assert checkpoint_id(tmp_path / str(version)) == checkpoint_id(directory)
     served = open_model("models:/longclip@champion", str(tmp_path / "cache"))
     assert (served.version, served.checkpoint_id) == ("1", checkpoint_id(checkpoints[0]))
@@ -89,11 +91,11 @@ def test_versions_live_in_the_database_and_their_files_in_s3(
 def test_an_alias_moves_once_however_many_want_it(server: MlflowServer, checkpoints: list[Path]) -> None:
     for directory in checkpoints:
         registered(directory, "candidate")
-    before = tracking.alias_version(server.url, "longclip", "champion")
+    before = alias_version(server.url, "longclip", "champion")
 
     def move(version: str) -> str | None:
         try:
-            tracking.move_alias(server.url, "longclip", "champion", before, version)
+            move_alias(server.url, "longclip", "champion", before, version)
         except PromotionError:
             return None
         return version
@@ -101,8 +103,8 @@ def test_an_alias_moves_once_however_many_want_it(server: MlflowServer, checkpoi
     with ThreadPoolExecutor(4) as pool:
         moved = [version for version in pool.map(move, ["2", "3", "4", "2"]) if version]
     assert len(moved) == 1
-    assert tracking.alias_version(server.url, "longclip", "champion") == moved[0]
-    assert tracking.replaced_version(server.url, "longclip", moved[0]) == before
+    assert alias_version(server.url, "longclip", "champion") == moved[0]
+    assert replaced_version(server.url, "longclip", moved[0]) == before
 
 
 def test_files_that_were_changed_in_s3_are_refused(
@@ -110,14 +112,14 @@ def test_files_that_were_changed_in_s3_are_refused(
 ) -> None:
     before = {path.path for path in bucket.rglob("model.safetensors")}
     registered(checkpoints[1], "candidate")
-    version = tracking.alias_version(server.url, "longclip", "candidate")
+    version = alias_version(server.url, "longclip", "candidate")
     (weights,) = [path for path in bucket.rglob("model.safetensors") if path.path not in before]
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(bytes(content))
     model = f"models:/longclip/{version}"
     with pytest.raises(CheckpointError, match=r"the content of 'model\.safetensors' was changed"):
-        tracking.download_checkpoint(server.url, model, tmp_path / "downloaded")
+        download_checkpoint(server.url, model, tmp_path / "downloaded")
     with pytest.raises(CheckpointError, match=r"the content of 'model\.safetensors' was changed"):
         open_model(model, str(tmp_path / "cache"))
     assert not (tmp_path / "downloaded").exists()
@@ -138,16 +140,16 @@ def test_training_goes_on_while_mlflow_is_down_and_its_metrics_arrive_later(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    run_id = tracking.start_run(server.url, "outage", "training", {"seed": 1})
-    callback = tracking.MetricsToMlflow(server.url, run_id)
+    run_id = start_run(server.url, "outage", "training", {"seed": 1})
+    callback = MetricsToMlflow(server.url, run_id)
     callback.after_report(None, report(1), None)
     server.stop()
     for step in (2, 3):
         callback.after_report(None, report(step), None)
-    assert capsys.readouterr().err.count("warning: MLflow does not take metrics, training goes on") == 1
-    tracking.end_run(server.url, run_id, succeeded=True)
-    assert "warning: MLflow does not take the end of run" in capsys.readouterr().err
-    impatient = tracking.MetricsToMlflow(server.url, run_id)
+    assert capsys.readouterr().err.count("warning: MLflow does not take metrics; training continues") == 1
+    end_run(server.url, run_id, succeeded=True)
+    assert "warning: MLflow did not record the end of run" in capsys.readouterr().err
+    impatient = MetricsToMlflow(server.url, run_id)
     impatient.LAST_SECONDS = 0.0
     impatient.after_report(None, report(6), None)
     assert f"MLflow did not take 4 metrics of run {run_id}, and they are lost" in capsys.readouterr().err
@@ -186,7 +188,7 @@ def test_training_goes_on_while_mlflow_is_down_and_its_metrics_arrive_later(
     history = MlflowClient(server.url).get_metric_history(run_id, "loss")
     assert [(point.step, point.value) for point in history] == [(step, 1.0 / step) for step in range(1, 7)]
     assert "lost" not in capsys.readouterr().err
-    tracking.end_run(server.url, run_id, succeeded=True)
+    end_run(server.url, run_id, succeeded=True)
     run = MlflowClient(server.url).get_run(run_id)
     assert run.info.status == "FINISHED"
     assert {file.path for file in MlflowClient(server.url).list_artifacts(run_id)} >= {

@@ -6,8 +6,9 @@ from typing import Any
 from longclip.errors import DataError
 from longclip.text.sentences import caption_text
 from longclip.tokenizer import count_tokens, load_tokenizer
-from pipelines.common.entry import Progress, connect
+from pipelines.common.cluster import connect
 from pipelines.common.parquet_set import ParquetSet, open_parquet
+from pipelines.common.progress import Progress
 from pipelines.common.rejected_rows import RejectedLimit
 from pipelines.common.storage import explained, output_path
 from pipelines.data.publishing import Finished, add_counts, finish

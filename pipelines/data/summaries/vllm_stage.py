@@ -16,8 +16,8 @@ from upath import UPath
 
 from longclip.errors import DataError
 from longclip.text.sentences import caption_text
-from pipelines.common.entry import Progress
 from pipelines.common.parquet_set import ROWS_PER_GROUP
+from pipelines.common.progress import Progress
 from pipelines.common.storage import Storage, arrow_filesystem, open_path
 from pipelines.common.whole_files import write_whole
 from pipelines.data.work_units import MAX_BLOCKS, finished_results
