@@ -29,7 +29,7 @@ from pipelines.common.storage import storage_path
 from pipelines.evaluation.measure_job import MeasureJob, MeasureSettings, measure_job
 from pipelines.evaluation.measured import write_ranks
 from pipelines.evaluation.report import render_html, render_markdown
-from pipelines.evaluation.results import flat_figures, published, task_result
+from pipelines.evaluation.results import flat_figures, paper_figures, task_result
 
 RESULTS, REPORT = "results.json", "report.md"
 
@@ -41,8 +41,8 @@ class BenchmarkSettings(MeasureSettings):
     """Models by the name they get in the report."""
     base: str | None = None
     """Model that the others are compared with, query by query; empty takes the first."""
-    published: dict[str, str] = Field(default={})
-    """Models that have published figures, by their name in published.yaml: `{tuned: long-clip-b16}`."""
+    paper_figures: dict[str, str] = Field(default={})
+    """Models to compare with a paper's figures, by their name in paper_figures.yaml: `{official: long-clip-b16}`."""
     long_text: bool = True
     """On long texts, also measure recall against length, and with shuffled, dropped and thinned text."""
     output: str = "var/benchmark"
@@ -52,8 +52,8 @@ class BenchmarkSettings(MeasureSettings):
     def _names_exist(self) -> Self:
         for field, names, known in (
             ("base", [self.base] if self.base else [], self.models),
-            ("published", list(self.published), self.models),
-            ("published", list(self.published.values()), published()),
+            ("paper_figures", list(self.paper_figures), self.models),
+            ("paper_figures", list(self.paper_figures.values()), paper_figures()),
         ):
             if wrong := [name for name in names if name not in known]:
                 raise ValueError(f"{field} names '{wrong[0]}'; known are {', '.join(known)}")
@@ -95,7 +95,7 @@ def measure_all(
         reasons = {row: reason for found in measured.values() for row, reason in found.rejected.items()}
         rows += next(iter(measured.values())).images + len(reasons)
         rejected |= reasons
-        results.append(task_result(task, measured, settings.models, base, settings.published))
+        results.append(task_result(task, measured, settings.models, base, settings.paper_figures))
         (output / f"{task.name}.json").write_text(json.dumps(results[-1], indent=2) + "\n")
     return results, rows, rejected
 

@@ -1,4 +1,4 @@
-"""Results of tasks for people: one Markdown and one HTML page, with a plot of recall against the length of text."""
+"""Reports of results as Markdown and HTML, with a plot of recall against the number of tokens read."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -13,7 +13,7 @@ CHANGE_TITLES = {
     "first_sentence_dropped": "first sentence dropped",
     "half_of_words_dropped": "half of the words dropped",
 }
-NEGATIVE_TITLES = {"replaced": "another one in its place", "exchanged": "two exchanged"}
+NEGATIVE_TITLES = {"replaced": "replaced by another one", "exchanged": "two exchanged"}
 
 
 def render_markdown(title: str, results: Sequence[dict[str, Any]]) -> str:
@@ -43,8 +43,8 @@ def tables(result: dict[str, Any]) -> Iterator[Table]:
     """All tables of a task."""
     directions = [
         (model, direction, figures)
-        for model, found in result["models"].items()
-        for direction, figures in found["directions"].items()
+        for model, model_result in result["models"].items()
+        for direction, figures in model_result["directions"].items()
     ]
     recalls = [name for name in directions[0][2] if name.startswith("recall@")]
     retrieval = result["kind"] == "retrieval"
@@ -75,17 +75,17 @@ def tables(result: dict[str, Any]) -> Iterator[Table]:
             ],
             words=2,
         )
-    if result["published"]:
+    if result["paper_figures"]:
         yield Table(
-            "Beside published figures, at 1",
-            ["model", "direction", "published as", "source", "published", "measured", "difference", "verdict"],
+            "Against the papers' figures, at 1",
+            ["model", "direction", "model of the paper", "source", "paper", "measured", "difference", "verdict"],
             [
                 [
-                    *(line["model"], DIRECTIONS[line["direction"]], line["published_model"], line["source"]),
-                    *(f"{line['published']:.1f}", f"{line['measured']:.1f}", f"{line['difference']:+.1f}"),
+                    *(line["model"], DIRECTIONS[line["direction"]], line["paper_model"], line["source"]),
+                    *(f"{line['paper']:.1f}", f"{line['measured']:.1f}", f"{line['difference']:+.1f}"),
                     "reproduced" if line["reproduced"] else "not reproduced",
                 ]
-                for line in result["published"]
+                for line in result["paper_figures"]
             ],
             words=4,
         )
@@ -99,11 +99,11 @@ def _long_text_tables(result: dict[str, Any]) -> Iterator[Table]:
         return
     studied = [
         (model, direction, long_text)
-        for model, found in result["models"].items()
-        for direction, long_text in found.get("long_text", {}).items()
+        for model, model_result in result["models"].items()
+        for direction, long_text in model_result.get("long_text", {}).items()
     ]
     yield Table(
-        "Recall at 1 when only so many tokens are read; the effective length is where reading more no longer helps"
+        "Recall at 1 by maximum tokens; the effective length is the one beyond which more tokens no longer help"
         " (paired test, p < 0.05)",
         ["model", "direction", *map(str, lengths), "effective length"],
         [
@@ -117,8 +117,8 @@ def _long_text_tables(result: dict[str, Any]) -> Iterator[Table]:
         words=2,
     )
     yield Table(
-        "Recall at 1 when the texts are changed",
-        ["model", "direction", "change of the text", "R@1", "change, points", "better", "worse", "p (paired)"],
+        "Recall at 1 with perturbed texts",
+        ["model", "direction", "perturbation", "R@1", "change, points", "better", "worse", "p (paired)"],
         [
             [
                 *(model, DIRECTIONS[direction], CHANGE_TITLES[name]),
@@ -137,12 +137,12 @@ def _hard_negative_tables(result: dict[str, Any]) -> Iterator[Table]:
             *(model, NEGATIVE_TITLES[kind], _percent(line)),
             *(str(line[name]) for name in ("right", "equal", "pairs", "texts")),
         ]
-        for model, found in result["models"].items()
-        for kind, line in found.get("hard_negatives", {}).items()
+        for model, model_result in result["models"].items()
+        for kind, line in model_result.get("hard_negatives", {}).items()
     ]
     if rows:
         yield Table(
-            "Images that lie nearer to their caption than to one with an attribute changed behind token 77, in percent"
+            "Images closer to their caption than to one with an attribute changed after token 77, in percent"
             " (chance: 50; equal scores are not right)",
             ["model", "attribute", "right, percent", "right", "equal", "pairs", "texts"],
             rows,
@@ -166,17 +166,19 @@ def recall_plot(result: dict[str, Any]) -> str:
 
 
 def _lengths(result: dict[str, Any]) -> list[int]:
-    """Every length at which some model was read, in order."""
-    studies = [found["long_text"] for found in result["models"].values() if "long_text" in found]
+    """All maximum lengths of all models, in order."""
+    studies = [model_result["long_text"] for model_result in result["models"].values() if "long_text" in model_result]
     return sorted({point["tokens"] for study in studies for line in study.values() for point in line["recall@1"]})
 
 
 def _facts(result: dict[str, Any]) -> list[str]:
-    """Sentences on what was measured, candidate counts above all."""
-    found = next(iter(result["models"].values()))
-    candidates = {DIRECTIONS[direction]: figures["candidates"] for direction, figures in found["directions"].items()}
+    """Sentences about what was measured, first of all the numbers of candidates."""
+    model_result = next(iter(result["models"].values()))
+    candidates = {
+        DIRECTIONS[direction]: figures["candidates"] for direction, figures in model_result["directions"].items()
+    }
     facts = [f"{result['title']}." if result["title"] != result["task"] else ""]
-    counts = f"{found['images']} images" + (f", {found['texts']} texts" if found["texts"] else "")
+    counts = f"{model_result['images']} images" + (f", {model_result['texts']} texts" if model_result["texts"] else "")
     facts.append(f"{counts}. Candidates: " + ", ".join(f"{count} {name}" for name, count in candidates.items()) + ".")
     for model, measured in result["models"].items():
         cut = f", which cut {measured['texts_cut']} texts" if measured["texts_cut"] else ""

@@ -1,4 +1,4 @@
-"""The result of a task as JSON: figures of every model with intervals, comparisons, and published figures beside."""
+"""The result of a task as JSON: each model's figures with intervals, paired comparisons, and the papers' figures."""
 
 from collections.abc import Mapping
 from functools import cache
@@ -13,17 +13,17 @@ from pipelines.evaluation.measured import Answers, Measured, compare
 from pipelines.evaluation.measuring import CUTS
 from pipelines.evaluation.tasks import Task
 
-PUBLISHED = Path(__file__).with_name("paper_figures.yaml")
+PAPER_FIGURES = Path(__file__).with_name("paper_figures.yaml")
 TOLERANCE = 0.5
-"""Points within which a published figure counts as reproduced: what precision and re-encoded images may move."""
+"""Points within which a paper's figure counts as reproduced: the effect of precision and of re-encoded images."""
 
 SIGNIFICANT = 0.05
 
 
 @cache
-def published() -> dict[str, list[dict[str, Any]]]:
-    """Published figures by the name of a model."""
-    return yaml.safe_load(PUBLISHED.read_text())
+def paper_figures() -> dict[str, list[dict[str, Any]]]:
+    """Figures of papers by the name of their model."""
+    return yaml.safe_load(PAPER_FIGURES.read_text())
 
 
 def task_result(
@@ -31,16 +31,16 @@ def task_result(
     measured: Mapping[str, Measured],
     sources: Mapping[str, str],
     base: str,
-    known_as: Mapping[str, str],
+    paper_models: Mapping[str, str],
 ) -> dict[str, Any]:
-    """Everything that was found out on a task, ready to be written as JSON.
+    """The result of a task, ready to be written as JSON.
 
     Args:
         task: the task.
-        measured: model name -> what was measured.
+        measured: model name -> its measurement.
         sources: model name -> where it came from.
-        base: model that the others are compared with.
-        known_as: model name -> its name in published.yaml.
+        base: the model that the others are compared with.
+        paper_models: model name -> its name in paper_figures.yaml.
     """
     first = next(iter(measured.values()))
     return {
@@ -51,50 +51,50 @@ def task_result(
         "text": task.protocol.text,
         "note": task.protocol.note,
         "data": task.source.describe(),
-        "models": {name: _model_result(found, sources[name]) for name, found in measured.items()},
+        "models": {name: _model_result(model, sources[name]) for name, model in measured.items()},
         "comparisons": [
             {"base": base, "model": name, "direction": direction, "figure": "recall@1"}
-            | compare(measured[base], found, direction).asdict()
-            for name, found in measured.items()
+            | compare(measured[base], model, direction).asdict()
+            for name, model in measured.items()
             if name != base
-            for direction in found.whole
+            for direction in model.whole
         ],
-        "published": [
+        "paper_figures": [
             line
-            for name, other in known_as.items()
+            for name, other in paper_models.items()
             if name in measured
-            for line in _beside_published(task, measured[name], name, other)
+            for line in _against_paper(task, measured[name], name, other)
         ],
     }
 
 
-def _model_result(found: Measured, source: str) -> dict[str, Any]:
+def _model_result(measured: Measured, source: str) -> dict[str, Any]:
     result: dict[str, Any] = {
         "source": source,
-        "context_length": found.context_length,
+        "context_length": measured.context_length,
         "precision": "float32",
-        "images": found.images,
-        "texts": found.texts,
-        "texts_cut": found.texts_cut,
-        "directions": {direction: answers.figures() for direction, answers in found.whole.items()},
+        "images": measured.images,
+        "texts": measured.texts,
+        "texts_cut": measured.texts_cut,
+        "directions": {direction: answers.figures() for direction, answers in measured.whole.items()},
     }
-    if len(found.answers) > 1:
-        result["long_text"] = {direction: _long_text(found, direction) for direction in found.whole}
-        result["hard_negatives"] = {kind: choices.figures() for kind, choices in found.choices.items()}
+    if len(measured.answers) > 1:
+        result["long_text"] = {direction: _long_text(measured, direction) for direction in measured.whole}
+        result["hard_negatives"] = {kind: choices.figures() for kind, choices in measured.choices.items()}
     return result
 
 
-def _long_text(found: Measured, direction: str) -> dict[str, Any]:
-    """Recall at 1 against the length that is read, and what changes of the text cost."""
-    whole = found.whole[direction]
-    cuts = [cut for cut in CUTS if f"cut_{cut}" in found.answers]
-    by_length = [(cut, found.answers[f"cut_{cut}"][direction]) for cut in cuts] + [(found.context_length, whole)]
-    effective = found.context_length
+def _long_text(measured: Measured, direction: str) -> dict[str, Any]:
+    """Recall at 1 by maximum tokens, and by perturbation of the text."""
+    whole = measured.whole[direction]
+    cuts = [cut for cut in CUTS if f"cut_{cut}" in measured.answers]
+    by_length = [(cut, measured.answers[f"cut_{cut}"][direction]) for cut in cuts] + [(measured.context_length, whole)]
+    effective = measured.context_length
     for length, answers in reversed(by_length[:-1]):
         if _loses(answers, whole):
             break
         effective = length
-    changes = {name: _change(found.answers[name][direction], whole) for name in CHANGES}
+    changes = {name: _change(measured.answers[name][direction], whole) for name in CHANGES}
     recall = [{"tokens": length} | answers.figures()["recall@1"] for length, answers in by_length]
     return {"recall@1": recall, "effective_length": effective, "changes": changes}
 
@@ -108,23 +108,23 @@ def _change(answers: Answers, whole: Answers) -> dict[str, float]:
     return {"recall@1": answers.ranks.recall(1)} | compare_paired(whole.hits(), answers.hits(), whole.groups).asdict()
 
 
-def _beside_published(task: Task, found: Measured, name: str, known_as: str) -> list[dict[str, Any]]:
-    if found.protocol != task.pinned:  # a user's own data, or a part of the protocol's
+def _against_paper(task: Task, measured: Measured, name: str, paper_model: str) -> list[dict[str, Any]]:
+    if measured.protocol != task.pinned:  # the user's data, or a subset of the protocol's
         return []
     lines = []
-    for entry in published()[known_as]:
-        for direction, answers in found.whole.items():
+    for entry in paper_figures()[paper_model]:
+        for direction, answers in measured.whole.items():
             if entry["task"] == task.pinned and direction in entry:
-                measured = 100 * answers.ranks.recall(1)
-                difference = measured - entry[direction]
+                value = 100 * answers.ranks.recall(1)
+                difference = value - entry[direction]
                 lines.append(
                     {
                         "model": name,
-                        "published_model": known_as,
+                        "paper_model": paper_model,
                         "direction": direction,
                         "figure": "recall@1",
-                        "published": entry[direction],
-                        "measured": measured,
+                        "paper": entry[direction],
+                        "measured": value,
                         "difference": difference,
                         "reproduced": abs(difference) <= TOLERANCE,
                         "source": entry["source"],
@@ -137,8 +137,8 @@ def flat_figures(results: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     """`{model: {"task/direction/recall@1": value, ...}}` of all results, as registries and tables take them."""
     flat: dict[str, dict[str, float]] = {}
     for result in results:
-        for model, found in result["models"].items():
-            for direction, figures in found["directions"].items():
+        for model, values in result["models"].items():
+            for direction, figures in values["directions"].items():
                 for name, value in figures.items():
                     key = f"{result['task']}/{direction}/{name}"
                     flat.setdefault(model, {})[key] = value["value"] if isinstance(value, dict) else value

@@ -51,6 +51,6 @@ def model_card(name: str, checkpoint: Path, results: Sequence[dict[str, Any]], m
 def _measured(result: dict[str, Any], model: str | None) -> str:
     """The first table of a task, of this model alone."""
     name = model or list(result["models"])[-1]
-    alone = result | {"models": {name: result["models"][name]}, "comparisons": [], "published": []}
+    alone = result | {"models": {name: result["models"][name]}, "comparisons": [], "paper_figures": []}
     table = next(tables(alone))
     return f"### {result['task']}: {result['protocol']}\n\n{table.markdown()}"

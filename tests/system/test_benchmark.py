@@ -188,17 +188,17 @@ def test_a_protocol_is_measured_only_where_it_is_whole(
     with pytest.raises(DataError, match="has 4 of the 1000 images of urban1k"):
         run(tmp_path / "bench", models=models, tasks={"urban1k": task})
     assert not (tmp_path / "bench").exists()
-    published = {"tuned": "long-clip-b16"}
-    run(tmp_path / "bench", models=models, tasks={"urban1k": task | {"subset": True}}, published=published)
-    assert json.loads((tmp_path / "bench" / "urban1k.json").read_text())["published"] == []
+    paper_figures = {"tuned": "long-clip-b16"}
+    run(tmp_path / "bench", models=models, tasks={"urban1k": task | {"subset": True}}, paper_figures=paper_figures)
+    assert json.loads((tmp_path / "bench" / "urban1k.json").read_text())["paper_figures"] == []
     assert "NOT urban1k: only 4 of the 1000 images" in (tmp_path / "bench" / "report.md").read_text()
     whole = protocols.protocols() | {
         "urban1k": protocols.protocols()["urban1k"].model_copy(update={"expected_images": 4, "expected_texts": 4})
     }
     monkeypatch.setattr(protocols, "protocols", lambda: whole)
-    run(tmp_path / "bench", models=models, tasks={"urban1k": task}, published=published)
-    line, _ = json.loads((tmp_path / "bench" / "urban1k.json").read_text())["published"]
-    assert (line["direction"], line["published"], line["reproduced"]) == ("text_to_image", 79.6, False)
+    run(tmp_path / "bench", models=models, tasks={"urban1k": task}, paper_figures=paper_figures)
+    line, _ = json.loads((tmp_path / "bench" / "urban1k.json").read_text())["paper_figures"]
+    assert (line["direction"], line["paper"], line["reproduced"]) == ("text_to_image", 79.6, False)
     assert line["difference"] == pytest.approx(line["measured"] - 79.6)
     assert "not reproduced" in (tmp_path / "bench" / "report.md").read_text()
 

@@ -1,4 +1,4 @@
-"""What is concluded from measurements: effective length, and verdicts on published figures."""
+"""What is concluded from measurements: effective length, and verdicts on the papers' figures."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from longclip.text.perturbations import CHANGES
 from pipelines.evaluation.measured import WHOLE, Answers, Measured
 from pipelines.evaluation.measuring import CUTS
 from pipelines.evaluation.report import render_markdown
-from pipelines.evaluation.results import published, task_result
+from pipelines.evaluation.results import paper_figures, task_result
 from pipelines.evaluation.tasks import Task, protocols
 
 QUERIES = 200
@@ -61,9 +61,9 @@ def test_effective_length(by_cut: tuple[int, ...], expected: int) -> None:
 
 
 @pytest.mark.parametrize(("hits", "verdict"), [(159, True), (158, False), (161, False)])
-def test_published_figures_are_reproduced_within_half_a_point(hits: int, verdict: bool) -> None:
-    # 159 of 200 is 79.5 %, and 79.6 was published.
-    (line,) = result_of(measured({WHOLE: hits}), {"m": "long-clip-b16"})["published"]
+def test_paper_figures_are_reproduced_within_half_a_point(hits: int, verdict: bool) -> None:
+    # 159 of 200 is 79.5 %, and 79.6 is in the paper.
+    (line,) = result_of(measured({WHOLE: hits}), {"m": "long-clip-b16"})["paper_figures"]
     assert line["reproduced"] is verdict
     assert line["difference"] == pytest.approx(hits / 2 - 79.6)
     report = render_markdown("x", [result_of(measured({WHOLE: hits}), {"m": "long-clip-b16"})])
@@ -71,11 +71,11 @@ def test_published_figures_are_reproduced_within_half_a_point(hits: int, verdict
 
 
 def test_of_a_part_nothing_is_said_to_be_reproduced() -> None:
-    assert result_of(measured({WHOLE: 159}, "NOT urban1k: only a part"), {"m": "long-clip-b16"})["published"] == []
+    assert result_of(measured({WHOLE: 159}, "NOT urban1k: only a part"), {"m": "long-clip-b16"})["paper_figures"] == []
 
 
-def test_published_figures_name_protocols_directions_and_sources() -> None:
-    for entries in published().values():
+def test_paper_figures_name_protocols_directions_and_sources() -> None:
+    for entries in paper_figures().values():
         for entry in entries:
             protocol = protocols()[entry["task"]]
             directions = {"image_to_class"} if protocol.templates else {"image_to_text", "text_to_image"}
