@@ -1,13 +1,13 @@
-"""Embed images and captions of a Parquet into an index, and publish it for search.
+"""Embed the images and captions of a Parquet into an index, and publish it for search.
 
-The index is a Lance table of every item with its vectors and the model that made them, and published versions of it
-that are never changed. Only items that are new, that changed, or that another model made are embedded; a run that was
-killed goes on where it was. Serving takes the newest version that was made with the model it serves.
-
-    python pipelines/embed.py --set data=/data/corpus --set model=/data/run1/checkpoint --set output=/data/index
-    python pipelines/embed.py --set data=s3://b/corpus --set model=models:/longclip@champion \\
+    python pipelines/embed.py --set input=/data/corpus --set model=/data/run1/checkpoint --set output=/data/index
+    python pipelines/embed.py --set input=s3://b/corpus --set model=models:/longclip@champion \\
         --set output=s3://b/index --set metadata=[place,year]
     python pipelines/embed.py --set model=... --set output=/data/index --set delete=[id1,id2]
+
+An index is a Lance table of all items with their vectors, and published versions of that table that never change. Only
+items that are new, that changed, or that another model embedded are embedded. A run that was killed resumes after its
+last commit. Serving uses the newest version made with the model that it serves.
 """
 
 from collections.abc import Sequence
@@ -15,11 +15,9 @@ from pathlib import Path
 
 import ray
 from pydantic import Field, PositiveInt
-from upath import UPath
 
 from longclip.checkpoint import Checkpoint, checkpoint_id, load_checkpoint
-from longclip.errors import ConfigError, DataError
-from longclip.index import version_manifests
+from longclip.errors import ConfigError
 from pipelines.common.cluster import connect
 from pipelines.common.columns import Columns
 from pipelines.common.entry import run_entry
@@ -32,8 +30,8 @@ from pipelines.common.storage import Storage, is_local, output_path, storage_pat
 from pipelines.common.whole_files import make_directory
 from pipelines.common.workers import Workers
 from pipelines.indexing.corpus import Corpus, embed_changes
-from pipelines.indexing.publish import PublishSettings, publish
-from pipelines.indexing.table import MODEL, IndexTable, table_schema
+from pipelines.indexing.publish import PublishSettings, publish_changes
+from pipelines.indexing.table import IndexTable, table_schema
 from pipelines.registry.model_cache import local_model
 from pipelines.registry.server import tracking_uri
 
@@ -41,31 +39,31 @@ LEASE = ".lease"
 
 
 class EmbedSettings(PublishSettings):
-    """Everything that defines an index."""
+    """Settings of an index."""
 
     input: str | None = None
     """Parquet file, directory or URI with images and captions; not needed to delete items."""
     model: str
     """Checkpoint directory, models:/NAME/VERSION, models:/NAME@ALIAS, or a file of official weights."""
     output: str = "var/index"
-    """Directory or URI of the index; items that it has stay, unless the input says otherwise."""
+    """Directory or URI of the index. Its items are kept, unless the input has other ones with the same ids."""
     columns: Columns = Columns()
     storage: Storage = Storage()
     workers: Workers = Workers()
     caption_vectors: bool = True
-    """Embed captions, too: to search among them, and to measure how well texts find images."""
+    """Also embed the captions: to search among them, and to measure how well texts find images."""
     metadata: list[str] = Field(default=[])
-    """Columns that are kept to filter by: text, numbers, booleans."""
+    """Columns to filter a search by: text, numbers or booleans."""
     delete: list[str] = Field(default=[])
     """Ids of items to delete."""
     delete_missing: bool = False
-    """Delete items that the data does not have, so that the index is the data and nothing else."""
+    """Delete items that are not in the input, so that the index holds exactly the input."""
     commit_rows: PositiveInt = 4096
-    """Items that are written at once: as many are done again after a kill, at most."""
+    """Items per commit: the maximum that is embedded a second time after a kill."""
     max_rejected_fraction: float = Field(default=0.01, ge=0, le=1)
-    """Share of rows that may be unusable before the job stops."""
+    """Maximum share of unusable rows; the job stops above it."""
     cache: str = "~/.cache/longclip/models"
-    """Directory for downloaded and converted models; on a cluster, one that all nodes see."""
+    """Directory for downloaded and converted models; on a cluster, one that all nodes share."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -101,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             deleted += table.delete(reasons.keys() | missing)
             write_quarantine(reasons, str(corpus.data.root), "embed", index / QUARANTINE)
         lease.check()
-        version = _publish(settings, index, table, checkpoint, identity)
+        version = publish_changes(index, table, settings, checkpoint, identity, settings.input)
     detail = f"{embedded} embedded, {rows - embedded - rejected} unchanged, {deleted} deleted; index {index}, {version}"
     progress.summary(rows, rows - rejected, rejected, detail)
 
@@ -113,31 +111,6 @@ def _corpus(settings: EmbedSettings, path: str, checkpoint: Checkpoint, model: s
     dim = checkpoint.model.config.projection_dim
     schema = table_schema(dim, settings.caption_vectors, settings.metadata, data.schema)
     return Corpus(data, columns, schema, checkpoint, model, identity, settings.workers)
-
-
-def _publish(settings: EmbedSettings, index: UPath, table: IndexTable, checkpoint: Checkpoint, identity: str) -> str:
-    """Publish what the table has, if it is not yet; says what came of it."""
-    states = table.states()
-    if not states:
-        raise DataError(f"output='{index}' has no items: none of the rows has a readable image, or all were deleted")
-    others = [id for id, (_, made_by) in states.items() if made_by != identity]
-    if others:
-        raise DataError(
-            f"output='{index}': {len(others)} of {len(states)} items, the first '{others[0]}', were made with another"
-            f" {MODEL} than {identity}, and one version holds vectors of one model; embed the data that has them, or"
-            " delete them with --set delete_missing=true"
-        )
-    newest = next(reversed(version_manifests(index)), None)
-    if newest and (newest.table_version, newest.checkpoint_id) == (table.version, identity):
-        return f"version {newest.version} as before, {newest.count} items"
-    facts = {
-        "checkpoint_id": identity,
-        "embedding_dim": checkpoint.model.config.projection_dim,
-        "context_length": checkpoint.context_length,
-        "source": settings.input or (newest.source if newest else ""),
-    }
-    manifest = publish(index, settings.storage, table, settings, facts)
-    return f"version {manifest.version} published, {manifest.count} items, engine {manifest.engine['name']}"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""From rows of a Parquet to items of an index: what changed is found, embedded, and written in commits."""
+"""From rows to items of an index: corpus -> changes -> decode and tokenize -> embed -> upsert, in commits."""
 
 import hashlib
 import time
@@ -29,21 +29,21 @@ THUMBNAIL_SIDE = 256
 
 @dataclass(frozen=True)
 class Corpus:
-    """What is embedded, and with what."""
+    """Rows to embed, and the model to embed them with."""
 
     data: ParquetSet
     columns: Columns
     schema: pa.Schema
-    """Of the index's table."""
+    """Schema of the table of the index."""
     checkpoint: Checkpoint
     model: str
-    """Where workers load the checkpoint from."""
+    """Directory that the workers load the checkpoint from."""
     checkpoint_id: str
     workers: Workers
 
     @property
     def metadata(self) -> list[str]:
-        """Columns that are kept to filter by."""
+        """Columns to filter by."""
         return [name for name in self.schema.names if name not in RESERVED]
 
     @property
@@ -57,32 +57,32 @@ class Corpus:
         """Ids of all rows.
 
         Raises:
-            DataError: one occurs more than once.
+            DataError: an id occurs more than once.
         """
         counts = Counter[str]()
         for batch in self.data.dataset([self.columns.id]).iter_batches(batch_size=None, batch_format="pyarrow"):
             counts.update(str(id) for id in batch[self.columns.id].to_pylist())
-        doubled = next((id for id, count in counts.items() if count > 1), None)
-        if doubled is not None:
-            raise DataError(f"column '{self.columns.id}': id '{doubled}' occurs more than once; ids must be unique")
+        duplicate = next((id for id, count in counts.items() if count > 1), None)
+        if duplicate is not None:
+            raise DataError(f"column '{self.columns.id}': id '{duplicate}' occurs more than once; ids must be unique")
         return set(counts)
 
 
 def embed_changes(
     corpus: Corpus, table: IndexTable, states: States, quarantine: Any, commit_rows: int, check: Callable[[], None]
 ) -> int:
-    """Embed the rows that the table does not have as they are, with this model; gives how many there were.
+    """Embed the rows that are new, changed, or embedded by another model; returns how many there were.
 
     Args:
         corpus: the rows.
-        table: where they go; every commit stays, so a run that is killed goes on behind its last one.
-        states: what it has.
-        quarantine: handle that takes rows that cannot be used.
-        commit_rows: rows of a commit.
-        check: called before every commit; raises where this job must not write any more.
+        table: receives them. Commits stay, so a run that was killed resumes after its last one.
+        states: content and model of the items of the table.
+        quarantine: handle of a `Quarantine` actor, for rows that cannot be used.
+        commit_rows: rows per commit.
+        check: called before every commit; raises if this job must no longer write.
     """
     columns = corpus.columns
-    assert corpus.ids  # doubled ids are refused before anything is embedded
+    assert corpus.ids  # duplicate ids are refused before anything is embedded
     changes = corpus.data.dataset([columns.id, columns.image, columns.caption, *corpus.metadata]).map_batches(
         KeepChanges(columns, corpus.metadata, corpus.checkpoint_id, ray.put(states)), batch_size=READ_ROWS
     )
@@ -108,7 +108,7 @@ def embed_changes(
 
 
 class KeepChanges:
-    """Leaves out rows whose content an index has already, made by the same model; adds `content_sha256`."""
+    """Drops rows whose content the index has already, from the same model; adds `content_sha256`."""
 
     def __init__(self, columns: Columns, metadata: list[str], checkpoint_id: str, states: "ray.ObjectRef[States]"):
         self.columns, self.metadata, self.checkpoint_id, self.states = columns, metadata, checkpoint_id, states
@@ -128,7 +128,7 @@ class KeepChanges:
         digest = hashlib.sha256()
         for name in (self.columns.image, self.columns.caption, *self.metadata):
             cell = batch[name][row]
-            if isinstance(cell, dict):  # an image as Hugging Face datasets keep it
+            if isinstance(cell, dict):  # an image column of a Hugging Face data set
                 cell = cell.get("bytes")
             if isinstance(cell, np.ndarray | np.generic):
                 cell = cell.tolist()
@@ -146,7 +146,7 @@ def _items(batch: dict[str, np.ndarray], corpus: Corpus) -> pa.Table:
         ID: [str(id) for id in batch[columns.id]],
         CONTENT: batch[CONTENT].tolist(),
         MODEL: [corpus.checkpoint_id] * count,
-        "caption": [found[0] if found else "" for found in texts],
+        "caption": [cell[0] if cell else "" for cell in texts],
         "thumbnail": batch["thumbnail"].tolist(),
     }
     vectors = {"image": batch["image_embedding"]}

@@ -1,4 +1,4 @@
-"""Publishing a state of an index's table: shards built by Ray tasks, the gate, the manifest at the end."""
+"""Publishing the table of an index as a version: Ray tasks build shards, recall is checked, the manifest comes last."""
 
 import json
 import tempfile
@@ -15,6 +15,9 @@ import ray
 from pydantic import Field, PositiveInt
 from upath import UPath
 
+from longclip.checkpoint import Checkpoint
+from longclip.errors import DataError
+from longclip.index import version_manifests
 from longclip.index.gate import fewest_probes, measure_probes
 from longclip.index.manifest import (
     MANIFEST,
@@ -36,32 +39,76 @@ READ_ROWS = 8192
 
 
 class PublishSettings(Settings):
-    """How an index is made ready for search."""
+    """Settings of the published versions."""
 
     exact_rows: PositiveInt = 200_000
-    """Shards of at most so many items are searched by comparing all of them."""
+    """Maximum items of a shard that is searched exactly, by comparing all vectors; larger ones get an IVF structure."""
     shard_rows: PositiveInt = 2_000_000
-    """Most items of a shard. Shards are built, and may be searched, on different machines."""
+    """Maximum items of a shard. Shards are built, and may be searched, on different machines."""
     min_recall: float = Field(default=0.95, ge=0, le=1)
-    """Share of the truly ten best that texts must find, or nothing is published."""
+    """Minimum recall of the exact top ten for text queries; below it nothing is published."""
     gate_queries: PositiveInt = 1000
-    """Items whose captions and images are the queries of that measurement."""
+    """Number of items whose captions and images are the queries of that measurement."""
 
 
-def publish(
-    index: UPath, storage: Storage, table: IndexTable, settings: PublishSettings, facts: dict[str, Any]
-) -> Manifest:
-    """Publish the present state of a table as a new version. Until its manifest is there, nobody sees it.
+def publish_changes(
+    index: UPath,
+    table: IndexTable,
+    settings: PublishSettings,
+    checkpoint: Checkpoint,
+    checkpoint_id: str,
+    source: str | None,
+) -> str:
+    """Publish the table, unless the newest version is the same already.
+
+    Args:
+        index: place of the index.
+        table: its table.
+        settings: how to publish.
+        checkpoint: model of the vectors.
+        checkpoint_id: its id.
+        source: where the items came from; None keeps what the newest version says.
+
+    Returns:
+        What was done, for the closing line of the job.
+
+    Raises:
+        DataError: the table is empty, or has vectors of another model.
+    """
+    states = table.states()
+    if not states:
+        raise DataError(f"output='{index}' has no items: none of the rows has a readable image, or all were deleted")
+    others = [id for id, (_, model) in states.items() if model != checkpoint_id]
+    if others:
+        raise DataError(
+            f"output='{index}': {len(others)} of {len(states)} items, the first '{others[0]}', were made with another"
+            f" {MODEL} than {checkpoint_id}, and one version holds vectors of one model; embed the data that has them,"
+            " or delete them with --set delete_missing=true"
+        )
+    newest = next(reversed(version_manifests(index)), None)
+    if newest and (newest.table_version, newest.checkpoint_id) == (table.version, checkpoint_id):
+        return f"version {newest.version} as before, {newest.count} items"
+    facts = {
+        "checkpoint_id": checkpoint_id,
+        "embedding_dim": checkpoint.model.config.projection_dim,
+        "context_length": checkpoint.context_length,
+        "source": source or (newest.source if newest else ""),
+    }
+    manifest = publish(index, table, settings, facts)
+    return f"version {manifest.version} published, {manifest.count} items, engine {manifest.engine['name']}"
+
+
+def publish(index: UPath, table: IndexTable, settings: PublishSettings, facts: dict[str, Any]) -> Manifest:
+    """Publish the current state of a table as a new version, which readers see once its manifest is written.
 
     Args:
         index: the index.
-        storage: how it is reached.
-        table: its table, whose items were all made with one model.
-        settings: how.
+        table: its table, with vectors of one model.
+        settings: how to publish.
         facts: `checkpoint_id`, `embedding_dim`, `context_length`, `source` of the manifest.
 
     Raises:
-        SearchIndexError: search in it would find too little.
+        SearchIndexError: the recall of its search structure is below `min_recall`.
     """
     place = version_directory(index, _next_number(index))
     count, rows = table.sorted_rows()
@@ -70,7 +117,9 @@ def publish(
     lists = int(4 * largest**0.5) if largest > settings.exact_rows else 0
     build = ray.remote(num_cpus=1)(_build_shard)
     shards = [
-        build.remote(table.uri, table.options, table.version, part, str(place / shard_name(number)), storage, lists)
+        build.remote(
+            table.uri, table.options, table.version, part, str(place / shard_name(number)), table.storage, lists
+        )
         for number, part in enumerate(parts)
     ]
     manifest = Manifest(
@@ -86,7 +135,7 @@ def publish(
     )
     if lists:
         with local_copy(place) as directory:
-            manifest = _through_the_gate(PublishedIndex.open(directory, manifest=manifest), settings)
+            manifest = _with_probes(PublishedIndex.open(directory, manifest=manifest), settings)
     content = json.dumps({"manifest_version": MANIFEST_VERSION, **asdict(manifest)}, indent=2)
     write_whole(place / MANIFEST, f"{content}\n".encode())
     table.tag(f"published-{place.name}")
@@ -94,7 +143,7 @@ def publish(
 
 
 def _next_number(index: UPath) -> int:
-    """Number of a new version; what a killed run left without a manifest is removed."""
+    """Number of a new version. Removes versions without a manifest, which killed runs left."""
     folder = index / PUBLISHED
     numbers = [0]
     for path in list(folder.iterdir()) if folder.exists() else []:
@@ -107,9 +156,9 @@ def _next_number(index: UPath) -> int:
 def _build_shard(
     uri: str, options: dict[str, str], version: int, rows: np.ndarray, place: str, storage: Storage, lists: int
 ) -> dict[str, Any]:
-    """Read a shard's items from the table and put its files in their place; gives its entry in the manifest."""
+    """Read the items of a shard from the table and write its files; returns its entry in the manifest."""
     path = open_path("output", place, storage)
-    remove(path)  # of a task that was killed
+    remove(path)  # left by a killed task
 
     def batches() -> Iterator[tuple[pa.Table, dict[str, np.ndarray]]]:
         for start in range(0, len(rows), READ_ROWS):
@@ -133,7 +182,7 @@ def _build_shard(
 
 @contextmanager
 def local_copy(place: UPath) -> Iterator[Path]:
-    """A directory on this machine with what lies at a place."""
+    """A directory on this machine with the files of `place`."""
     if is_local(place):
         yield Path(place.path)
         return
@@ -142,12 +191,12 @@ def local_copy(place: UPath) -> Iterator[Path]:
         yield Path(directory)
 
 
-def _through_the_gate(index: PublishedIndex, settings: PublishSettings) -> Manifest:
-    """The manifest with as many probes as it takes, and what was measured; raises `SearchIndexError`."""
+def _with_probes(index: PublishedIndex, settings: PublishSettings) -> Manifest:
+    """The manifest with the fewest probes that reach `min_recall`, and the measurements; raises `SearchIndexError`."""
     if "caption" not in index.manifest.targets:
         raise SearchIndexError(
-            f"exact_rows={settings.exact_rows} asks for a structure, which is measured with texts, but the index has no"
-            " vectors of captions; set caption_vectors=true, or raise exact_rows"
+            f"exact_rows={settings.exact_rows} makes this index approximate, which is checked with text queries, but"
+            " it has no caption vectors; set caption_vectors=true, or raise exact_rows"
         )
     table, probes = [], {}
     queries = {kind: _sample(index, target, settings) for kind, target in (("text", "caption"), ("image", "image"))}
@@ -158,10 +207,10 @@ def _through_the_gate(index: PublishedIndex, settings: PublishSettings) -> Manif
 
 
 def _sample(index: PublishedIndex, target: str, settings: PublishSettings) -> np.ndarray:
-    """Vectors of some items, drawn from all shards alike."""
+    """Vectors of a random sample of items, with the same share from each shard."""
     share = settings.gate_queries / index.manifest.count
-    drawn = []
+    samples = []
     for number, shard in enumerate(index.shards):
         rows = np.random.default_rng(number).permutation(len(shard))[: max(1, round(share * len(shard)))]
-        drawn.append(shard.vectors[target][np.sort(rows)])
-    return np.concatenate(drawn)
+        samples.append(shard.vectors[target][np.sort(rows)])
+    return np.concatenate(samples)

@@ -1,4 +1,4 @@
-"""The table of an index: every item with its vectors, in Lance, on this machine or in object storage."""
+"""The table of an index: all items with their vectors, in Lance, on a local disk or in object storage."""
 
 import os
 import warnings
@@ -15,7 +15,7 @@ from longclip.errors import ConfigError, DataError
 from longclip.index.filters import filterable
 from pipelines.common.storage import Storage, is_local
 
-# Ray and others fork to start programs, which do not touch Lance.
+# Ray and others fork to start programs, but those do not use Lance.
 warnings.filterwarnings("ignore", message="lance is not fork-safe")
 
 TABLE = "table.lance"
@@ -29,9 +29,9 @@ def table_schema(dim: int, caption_vectors: bool, metadata: Sequence[str], sourc
     """Columns of a table.
 
     Args:
-        dim: numbers of a vector.
-        caption_vectors: whether captions have vectors, too.
-        metadata: columns of the source that are kept to filter by.
+        dim: length of a vector.
+        caption_vectors: whether captions have vectors as well.
+        metadata: columns of the source to filter by.
         source: schema of the source.
 
     Raises:
@@ -58,7 +58,7 @@ class IndexTable:
 
     def __init__(self, index: UPath, storage: Storage) -> None:
         path = index / TABLE
-        self.uri = path.path if is_local(path) else str(path)
+        self.uri, self.storage = path.path if is_local(path) else str(path), storage
         self.options = _options(path, storage)
         try:
             self._table: lance.LanceDataset | None = lance.dataset(self.uri, storage_options=self.options)
@@ -69,24 +69,24 @@ class IndexTable:
 
     @property
     def version(self) -> int:
-        """Number of the table's state; 0 where there is none yet."""
+        """Version number of the table; 0 if there is no table yet."""
         return self._table.version if self._table else 0
 
     def require(self, schema: pa.Schema) -> None:
-        """Refuse a table of other columns.
+        """Check the columns of an existing table.
 
         Raises:
             ConfigError: its columns or the length of its vectors differ.
         """
         if self._table is None:
             return
-        found = {field.name: field.type for field in self._table.schema}
+        existing = {field.name: field.type for field in self._table.schema}
         wanted = {field.name: field.type for field in schema}
-        for name in found | wanted:
-            if found.get(name) != wanted.get(name):
+        for name in existing | wanted:
+            if existing.get(name) != wanted.get(name):
                 raise ConfigError(
-                    f"output: column '{name}' of the index is {found.get(name) or 'missing'}, with these settings it"
-                    f" would be {wanted.get(name) or 'missing'}; choose another output, or the settings it was made by"
+                    f"output: column '{name}' of the index is {existing.get(name) or 'missing'}, with these settings it"
+                    f" would be {wanted.get(name) or 'missing'}; choose another output, or the settings it has"
                 )
 
     def states(self) -> States:
@@ -105,45 +105,45 @@ class IndexTable:
         merge.execute(items)
 
     def delete(self, ids: Iterable[str]) -> int:
-        """Delete items; gives how many there were."""
+        """Delete items; returns how many were in the table."""
         keys = pa.table({ID: pa.array(ids, pa.string())})
         if self._table is None or not keys.num_rows:
             return 0
         return int(self._table.merge_insert(ID).when_matched_delete().execute(keys)["num_deleted_rows"])
 
     def tag(self, name: str) -> None:
-        """Keep the present state under a name."""
+        """Keep the current version of the table under a name."""
         if self._table is None:
             raise DataError(f"'{self.uri}' has no items")
         self._table.tags.create(name, self._table.version)
 
     def sorted_rows(self) -> tuple[int, np.ndarray]:
-        """How many items there are, and their rows in the order of their ids: the same items make the same files."""
+        """Number of items, and their rows in the order of their ids, so that the same items make the same files."""
         ids = self._table.to_table(columns=[ID])[ID].combine_chunks() if self._table else pa.array([], pa.string())
         return len(ids), pc.array_sort_indices(ids).to_numpy().astype(np.int64)
 
     @property
     def metadata(self) -> dict[str, str]:
-        """Types of the columns that are kept to filter by."""
+        """Types of the columns to filter by."""
         fields = self._table.schema if self._table else []
         return {field.name: str(field.type) for field in fields if field.name not in RESERVED}
 
 
 def vector_column(target: str) -> str:
-    """Column of the vectors of `image` or `caption`."""
+    """Name of the column with the vectors of `image` or `caption`."""
     return f"{target}_embedding"
 
 
 def read_rows(uri: str, options: dict[str, str], version: int, rows: np.ndarray) -> pa.Table:
-    """Some rows of a state of a table, in the given order."""
+    """Some rows of a version of a table, in the given order."""
     return lance.dataset(uri, version=version, storage_options=options).take(rows.tolist())
 
 
 def _options(path: UPath, storage: Storage) -> dict[str, str]:
-    """What Lance takes beside the `AWS_*` variables that it reads itself."""
+    """Storage options of Lance, in addition to the `AWS_*` variables that it reads itself."""
     if is_local(path):
         return {}
-    # As botocore does it, through which all other files go: a server of one's own is asked for endpoint/bucket.
+    # The same as botocore, which reads and writes all other files: other servers than Amazon's get endpoint/bucket.
     by_host = not (storage.path_style or storage.endpoint)
     options: dict[str, Any] = {"aws_virtual_hosted_style_request": str(by_host).lower()}
     if storage.endpoint:
