@@ -1,14 +1,14 @@
-"""Measure checkpoints on retrieval and zero-shot tasks, and compare them.
-
-A task is a protocol that is pinned by name (coco5k, flickr30k-1k, flickr30k-full, sharegpt4v-1k, urban1k, docci, dci,
-iiw, imagenet, imagenet-v2, imagenet-o, cifar10, cifar100; see protocols.yaml), or any set of your own. A model is a
-directory, a hub name, models:/name/version, models:/name@alias, or a file of official weights.
+"""Measure and compare checkpoints on retrieval and zero-shot tasks.
 
     python pipelines/benchmark.py --set 'models={base: openai/clip-vit-base-patch16, tuned: /data/run1/checkpoint}' \\
         --set tasks.urban1k.input=/data/Urban1k --set tasks.cifar10.input=/data/cifar-10-binary.tar.gz \\
         --set 'tasks.mine={input: /data/test, source: {caption: caption}}' --set output=/data/bench
 
-Writes report.html, report.md, results.json, one JSON a task, and the rank of every query in ranks/.
+A task is a protocol by its name (coco5k, flickr30k-1k, flickr30k-full, sharegpt4v-1k, urban1k, docci, dci, iiw,
+imagenet, imagenet-v2, imagenet-o, cifar10, cifar100; see protocols.yaml), or any data set of yours. A model is a
+directory, a hub name, models:/name/version, models:/name@alias, or a file of official weights.
+
+Writes report.html, report.md, results.json, one JSON per task, and the rank of every query in ranks/.
 """
 
 import json
@@ -35,18 +35,18 @@ RESULTS, REPORT = "results.json", "report.md"
 
 
 class BenchmarkSettings(MeasureSettings):
-    """Everything that defines a measurement."""
+    """Settings of a benchmark."""
 
     models: dict[str, str] = Field(min_length=1)
-    """Models by the name they get in the report."""
+    """Models by their name in the report."""
     base: str | None = None
-    """Model that the others are compared with, query by query; empty takes the first."""
+    """Model that the others are compared with, query by query; null for the first one."""
     paper_figures: dict[str, str] = Field(default={})
     """Models to compare with a paper's figures, by their name in paper_figures.yaml: `{official: long-clip-b16}`."""
     long_text: bool = True
-    """On long texts, also measure recall against length, and with shuffled, dropped and thinned text."""
+    """On long texts, also measure recall by length, with perturbed texts, and against hard negatives."""
     output: str = "var/benchmark"
-    """Local directory of the results; replaced if it exists."""
+    """Local directory of the results; an existing one is replaced."""
 
     @model_validator(mode="after")
     def _names_exist(self) -> Self:
@@ -56,12 +56,12 @@ class BenchmarkSettings(MeasureSettings):
             ("paper_figures", list(self.paper_figures.values()), paper_figures()),
         ):
             if wrong := [name for name in names if name not in known]:
-                raise ValueError(f"{field} names '{wrong[0]}'; known are {', '.join(known)}")
+                raise ValueError(f"{field} has '{wrong[0]}', which is unknown; known are {', '.join(known)}")
         return self
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The entry; `argv` is the command line without the program's name."""
+    """Run the entry; `argv` is the command line without the name of the program."""
     settings = load_settings(BenchmarkSettings, __doc__ or "", argv)
     progress = Progress("benchmark")
     output = Path(storage_path("output", settings.output))
@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def measure_all(
     settings: BenchmarkSettings, job: MeasureJob, output: Path
 ) -> tuple[list[dict[str, Any]], int, dict[str, str]]:
-    """Results of all tasks, rows that were read, and rejected ones; writes a JSON a task, and ranks, to `output`."""
+    """Results of all tasks, number of rows, and rejected rows; writes one JSON per task, and ranks, to `output`."""
     models = {name: job.model(source) for name, source in settings.models.items()}
     base = settings.base or next(iter(models))
     results: list[dict[str, Any]] = []
@@ -92,7 +92,7 @@ def measure_all(
             report(f"embedding with {name} ({settings.models[name]}): {task.name}")
             measured[name] = job.measure(model, task, settings.long_text)
             write_ranks(measured[name], output / "ranks" / f"{task.name}.{name}.parquet")
-        reasons = {row: reason for found in measured.values() for row, reason in found.rejected.items()}
+        reasons = {row: reason for model_rows in measured.values() for row, reason in model_rows.rejected.items()}
         rows += next(iter(measured.values())).images + len(reasons)
         rejected |= reasons
         results.append(task_result(task, measured, settings.models, base, settings.paper_figures))

@@ -1,11 +1,11 @@
-"""The whole way on this machine: synthetic scenes, a small base CLIP, fine-tuning, benchmark, registry, index, search.
-
-Runs the other entries one after the other on one local Ray, with MLflow on SQLite, all below one directory. Steps that
-were done before with the same settings are not done again. Ends with the table of retrieval before and after and,
-unless serve=false, with a running search page.
+"""Run every stage on this machine: synthetic scenes, training, benchmark, registry, index, and a search page.
 
     python pipelines/demo.py
     python pipelines/demo.py --set serve=false --set output=/tmp/demo
+
+Trains a small base CLIP on short captions and fine-tunes it on long ones. Runs the other entries one after the other on
+one local Ray, with MLflow on SQLite and all files in one directory. Steps that are complete with the same settings are
+skipped. Prints retrieval before and after fine-tuning and, unless serve=false, serves the search page.
 """
 
 import os
@@ -28,22 +28,22 @@ CPUS = 4
 
 
 class DemoSettings(Settings):
-    """Everything that defines a demo."""
+    """Settings of the demo."""
 
     output: str = "var/demo"
-    """Local directory that everything is written to."""
+    """Local directory for all files."""
     train_rows: PositiveInt = 5000
-    """Synthetic scenes to train on."""
+    """Number of synthetic scenes for training."""
     test_rows: PositiveInt = 500
-    """Synthetic scenes to search; every four of them differ only behind token 77 of their captions."""
+    """Number of synthetic scenes for testing, in groups of four whose captions differ only after token 77."""
     serve: bool = True
-    """End with a running search page."""
+    """Serve the search page at the end."""
     port: PositiveInt = 8000
     """Port of the search page, on the loopback interface."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The entry; `argv` is the command line without the program's name."""
+    """Run the entry; `argv` is the command line without the name of the program."""
     settings = load_settings(DemoSettings, __doc__ or "", argv)
     started = time.monotonic()
     directory = Path(storage_path("output", settings.output))
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         run_step(f"[{number}/{len(steps)}]", step, directory)
     print(f"\nSynthetic scenes, {settings.test_rows} held out, before and after:\n")
     print((directory / "benchmark" / benchmark.REPORT).read_text())
-    print(f"demo: {len(steps)} steps, {time.monotonic() - started:.0f} s; everything is in {directory}", flush=True)
+    print(f"demo: {len(steps)} steps, {time.monotonic() - started:.0f} s; all files are in {directory}", flush=True)
     if settings.serve:
         serve(directory, settings.port, ray.get_runtime_context().gcs_address)
 

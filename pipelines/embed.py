@@ -67,7 +67,7 @@ class EmbedSettings(PublishSettings):
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The entry; `argv` is the command line without the program's name."""
+    """Run the entry; `argv` is the command line without the name of the program."""
     settings = load_settings(EmbedSettings, __doc__ or "", argv)
     progress = Progress("embed")
     if not settings.input and not settings.delete:

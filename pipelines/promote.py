@@ -1,15 +1,15 @@
-"""Make the candidate champion, if it is better: both are measured on the same tasks and compared query by query.
-
-On tasks of long text the candidate must have as many hits at 1 as the champion, or more. On short text and zero-shot
-it must not lose more than `margin`: the 95 % interval of the paired difference has to lie above that, so a set too
-small to show it does not let anything pass. Where all gates hold, the alias is moved; the comparison is kept as
-artifacts of an MLflow run, whatever it says. Where there is no champion, the candidate becomes it.
+"""Make the candidate the champion if it is better on the same tasks, compared query by query.
 
     python pipelines/promote.py --set tasks.urban1k.input=/data/Urban1k --set tasks.coco5k.input=/data/coco \\
         --set tasks.cifar10.input=/data/cifar-10-binary.tar.gz
 
-Run twice, the second run finds nothing to do. Of two runs at once, one moves the alias and the other is refused. Exit
-code 6 means that the champion stays. `rollback.py` goes back.
+On tasks of long text the candidate must have at least as many hits at 1 as the champion. On short text and zero-shot
+the 95 % interval of the paired difference must be above -`margin`, so a data set too small to show that lets no
+candidate pass. If all gates hold, the alias is moved. The comparison is logged to an MLflow run in any case. Without a
+champion, the candidate becomes it.
+
+A second run has nothing to do. Of two concurrent runs, one moves the alias and the other fails. Exit code 6 means that
+the champion is unchanged. `rollback.py` undoes a promotion.
 """
 
 import json
@@ -36,24 +36,24 @@ from pipelines.registry.versions import alias_version, move_alias
 
 
 class PromoteSettings(MeasureSettings):
-    """Everything that defines a promotion."""
+    """Settings of a promotion."""
 
     name: str = "longclip"
     """Registered model."""
     candidate: str = "candidate"
     """Alias of the version that may become champion."""
     champion: str = "champion"
-    """Alias that is moved."""
+    """Alias of the version in use, which is moved."""
     margin: float = Field(default=0.01, ge=0, lt=1)
-    """Share of hits at 1 that may be lost on short text and zero-shot: 0.01 is one point."""
+    """Maximum loss of hits at 1 on short text and zero-shot, as a share: 0.01 is one point."""
     experiment: str = "longclip"
     """MLflow experiment of the comparison."""
     directory: str = "var"
-    """Local directory for scratch files and, without MLFLOW_TRACKING_URI, of MLflow's database."""
+    """Local directory for temporary files and, without MLFLOW_TRACKING_URI, for MLflow's database."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The entry; `argv` is the command line without the program's name."""
+    """Run the entry; `argv` is the command line without the name of the program."""
     settings = load_settings(PromoteSettings, __doc__ or "", argv)
     progress = Progress("promote")
     directory = Path(storage_path("directory", settings.directory))
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     with measure_job(settings, directory) as job:
         gates, rows = decide(settings, job, champion, candidate)
-    failed = [found for found in gates if not found.holds]
+    failed = [checked for checked in gates if not checked.holds]
     if failed:
         first = failed[0]
         raise PromotionError(
@@ -84,9 +84,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def decide(settings: PromoteSettings, job: MeasureJob, champion: str | None, candidate: str) -> tuple[list[Gate], int]:
-    """All gates, and the rows that were measured. The comparison is kept in a run of its own.
+    """All gates, and the number of rows measured. Logs the comparison to a new MLflow run.
 
-    The candidate is measured, and its files so verified, even where there is no champion to compare it with.
+    The candidate is measured even if there is no champion, which verifies its files.
     """
     versions = {name: version for name, version in (("champion", champion), ("candidate", candidate)) if version}
     models = {name: job.model(str(ModelUri(settings.name, version))) for name, version in versions.items()}
@@ -103,11 +103,11 @@ def decide(settings: PromoteSettings, job: MeasureJob, champion: str | None, can
         if champion is not None:
             directions = measured["champion"].whole
             comparisons = {name: compare(measured["champion"], measured["candidate"], name) for name in directions}
-            gates += [gate(task, name, found, settings.margin) for name, found in comparisons.items()]
+            gates += [gate(task, name, comparison, settings.margin) for name, comparison in comparisons.items()]
     table = gate_table(gates, champion or "(none)", candidate).markdown()
     print(f"\n{table}\n", flush=True)
     run_id = start_run(job.tracking_uri, settings.experiment, f"promote-{settings.name}", dump(settings))
-    document = {"champion": champion, "candidate": candidate, "holds": all(found.holds for found in gates)}
+    document = {"champion": champion, "candidate": candidate, "holds": all(checked.holds for checked in gates)}
     log_documents(
         job.tracking_uri,
         run_id,

@@ -1,8 +1,8 @@
-"""Register a checkpoint directory in MLflow as a new version of a model, and point an alias at it.
+"""Register a checkpoint directory in MLflow as a new version of a model, and set an alias to it.
 
     python pipelines/register.py --set checkpoint=var/finetune/checkpoint --set name=longclip --set alias=candidate
 
-The version is then served by name: `serve run serving.app:build model=models:/longclip@candidate ...`.
+Serve that version by its name: `serve run serving.app:build model=models:/longclip@candidate ...`.
 """
 
 import json
@@ -22,24 +22,24 @@ from pipelines.registry.versions import register_checkpoint
 
 
 class RegisterSettings(Settings):
-    """Everything that defines a version."""
+    """Settings of a version."""
 
     checkpoint: str
     """Checkpoint directory; its last part must be `checkpoint`."""
     name: str = "longclip"
     """Registered model."""
     alias: Literal["candidate", "champion"] = "candidate"
-    """Alias that is pointed at the new version."""
+    """Alias to set to the new version."""
     results: str | None = None
-    """results.json of a benchmark, whose figures are recorded with the version, and stand in its model card."""
+    """results.json of a benchmark; its figures are recorded with the version and in its model card."""
     results_model: str | None = None
-    """Name of this checkpoint in those results; the last one where empty."""
+    """Name of this checkpoint in those results; null for the last one."""
     experiment: str = "longclip"
     """MLflow experiment."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The entry; `argv` is the command line without the program's name."""
+    """Run the entry; `argv` is the command line without the name of the program."""
     settings = load_settings(RegisterSettings, __doc__ or "", argv)
     progress = Progress("register")
     directory = Path(storage_path("checkpoint", settings.checkpoint))
@@ -57,7 +57,7 @@ def _figures(settings: RegisterSettings) -> dict[str, float]:
     try:
         results = json.loads(path.read_text())["results"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"results='{path}' is no results.json of a benchmark ({type(error).__name__})") from error
+        raise DataError(f"results='{path}' is not a results.json of a benchmark ({type(error).__name__})") from error
     name = settings.results_model or list(results)[-1]
     if name not in results:
         raise DataError(f"results_model='{name}' is not in {path}; it has {', '.join(results)}")
@@ -65,7 +65,7 @@ def _figures(settings: RegisterSettings) -> dict[str, float]:
 
 
 def _task_results(settings: RegisterSettings) -> list[dict[str, Any]]:
-    """What the benchmark wrote beside its results, a file a task."""
+    """Results of each task, which the benchmark wrote next to results.json."""
     if not settings.results:
         return []
     path = Path(storage_path("results", settings.results))

@@ -1,10 +1,10 @@
-"""Point the champion back at the version that it replaced.
+"""Set the champion back to the version that it replaced.
 
     python pipelines/rollback.py
     python pipelines/rollback.py --set name=longclip --set to_version=3
 
-Nothing is deleted: the version that is left can be promoted again. What serves models:/longclip@champion takes the
-older version at its next deployment.
+Nothing is deleted, so the newer version can be promoted a second time. An application that serves
+models:/longclip@champion uses the older version from its next deployment.
 """
 
 from collections.abc import Sequence
@@ -22,20 +22,20 @@ from pipelines.registry.versions import alias_version, move_alias, replaced_vers
 
 
 class RollbackSettings(Settings):
-    """Everything that defines a rollback."""
+    """Settings of a rollback."""
 
     name: str = "longclip"
     """Registered model."""
     champion: str = "champion"
-    """Alias that is moved."""
+    """Alias of the version in use, which is moved."""
     to_version: PositiveInt | None = None
-    """Version to go back to; empty takes the one that the champion replaced."""
+    """Version to return to; null for the one that the champion replaced."""
     directory: str = "var"
     """Local directory of MLflow's database, without MLFLOW_TRACKING_URI."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The entry; `argv` is the command line without the program's name."""
+    """Run the entry; `argv` is the command line without the name of the program."""
     settings = load_settings(RollbackSettings, __doc__ or "", argv)
     progress = Progress("rollback")
     uri = configured_uri() or tracking_uri(storage_path("directory", settings.directory))

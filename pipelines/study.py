@@ -38,7 +38,7 @@ REPORT = "report"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The entry; `argv` is the command line without the program's name."""
+    """Run the entry; `argv` is the command line without the name of the program."""
     settings = load_settings(StudySettings, __doc__ or "", argv)
     progress = Progress("study")
     directory = Path(storage_path("output", settings.output))

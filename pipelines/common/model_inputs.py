@@ -1,4 +1,4 @@
-"""From raw rows to what a model eats: uint8 pixels and token ids."""
+"""From raw rows to the inputs of a model: uint8 pixels and token ids."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,7 +18,7 @@ Read = TypeVar("Read")
 
 
 class ModelInputs:
-    """Turns raw rows into what a model eats: uint8 pixels and padded token ids.
+    """Turns raw rows into the inputs of a model: uint8 pixels and padded token ids.
 
     Call it on batches of Ray Data in tasks: it holds names only, and each process loads the tokenizer once.
     """

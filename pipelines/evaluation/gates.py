@@ -1,4 +1,4 @@
-"""What a candidate must hold against the champion."""
+"""Conditions that a candidate must meet to replace the champion."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,16 +16,16 @@ class Gate:
     task: str
     direction: str
     margin: float | None
-    """Share of hits that may be lost; None where the candidate must be as good or better as measured."""
+    """Maximum share of hits that may be lost; None if the candidate must have at least as many hits."""
     comparison: Comparison
-    """Candidate against champion."""
+    """Candidate compared with champion."""
 
     @property
     def holds(self) -> bool:
-        """Whether it lets the candidate pass.
+        """Whether the candidate passes.
 
-        Long text: not fewer hits than the champion's. Others: the interval of the difference lies above the loss
-        that is allowed, so that a small set, which shows nothing, does not pass either.
+        Long text: at least as many hits as the champion. Others: the interval of the difference is above the allowed
+        loss, so a set too small to show that does not pass.
         """
         if self.margin is None:
             return self.comparison.difference >= 0
@@ -33,17 +33,17 @@ class Gate:
 
     @property
     def rule(self) -> str:
-        """What must hold, in words."""
+        """The condition in words."""
         return "up or equal" if self.margin is None else f"interval above -{100 * self.margin:g}"
 
 
 def gate(task: Task, direction: str, comparison: Comparison, margin: float) -> Gate:
-    """The gate of a task: long text must be up or equal, short text and classification not down beyond the margin."""
+    """The gate of a task: long text must not lose, short text and classification not more than the margin."""
     return Gate(task.name, direction, None if task.protocol.text == "long" else margin, comparison)
 
 
 def gate_table(gates: Sequence[Gate], champion: str, candidate: str) -> Table:
-    """All gates, as a table of a report."""
+    """All gates as a table of a report."""
     return Table(
         f"Version {candidate} against champion {champion}, the same queries, at 1",
         ["task", "direction", "must hold", "verdict", "change, points", "better", "worse", "p (paired)"],

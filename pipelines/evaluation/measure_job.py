@@ -1,4 +1,4 @@
-"""What jobs that measure models share: their settings, the tasks they find, and where models come from."""
+"""What all jobs that measure models share: settings, opened tasks, and loading of models."""
 
 import tempfile
 from collections.abc import Iterator
@@ -20,31 +20,31 @@ from pipelines.registry.server import tracking_uri
 
 
 class MeasureSettings(Settings):
-    """What every job that measures needs to know."""
+    """Settings of every job that measures models."""
 
     tasks: dict[str, TaskSettings] = Field(min_length=1)
-    """What to measure, by name. Each has `input`, and may have protocol, kind (retrieval, zero_shot), text (long,
+    """Tasks by name. Each has `input`, and may have protocol, kind (retrieval, zero_shot), text (long,
     short), classes, templates (simple, openai), source (as for prepare) and subset."""
     storage: Storage = Storage()
     workers: Workers = Workers()
     max_rejected_fraction: float = Field(default=0.0, ge=0, le=1)
-    """Share of rows that may be unusable. 0 by default: fewer candidates would flatter the figures."""
+    """Maximum share of unusable rows. 0 by default, as fewer candidates would improve the figures."""
     cache: str = "~/.cache/longclip/models"
-    """Directory for downloaded and converted models; on a cluster, one that all nodes see."""
+    """Directory for downloaded and converted models; on a cluster, one that all nodes share."""
 
 
 class MeasureJob:
-    """Tasks that were found, and measurements of models on them."""
+    """Opened tasks, and measurements of models on them."""
 
     def __init__(self, settings: MeasureSettings, tasks: list[Task], scratch: Path, tracking_uri: str) -> None:
         self.settings, self.tasks, self.scratch, self.tracking_uri = settings, tasks, scratch, tracking_uri
 
     def model(self, source: str) -> str:
-        """What `load_checkpoint` takes, of any way of naming a model (see `local_model`)."""
+        """Local directory of a model by any of its names (see `local_model`)."""
         return local_model(source, Path(storage_path("cache", self.settings.cache)), self.tracking_uri)
 
     def measure(self, model: str, task: Task, long_text: bool = False) -> Measured:
-        """A model, as `self.model` names it, on a task."""
+        """Measure a model, in a directory from `self.model`, on a task."""
         settings, scratch = self.settings, self.scratch / task.name
         scratch.mkdir(exist_ok=True)
         return measure(model, task, UPath(scratch), settings.max_rejected_fraction, settings.workers, long_text)
@@ -52,12 +52,12 @@ class MeasureJob:
 
 @contextmanager
 def measure_job(settings: MeasureSettings, directory: Path) -> Iterator[MeasureJob]:
-    """Find all tasks before anything is computed, and connect to Ray.
+    """Open all tasks before anything is computed, and connect to Ray.
 
     Args:
-        settings: what to measure.
-        directory: local directory of the outputs; scratch files are made there and removed, and MLflow's database is
-            looked for there without `MLFLOW_TRACKING_URI`.
+        settings: tasks and how to measure.
+        directory: local directory of the outputs, also for temporary files and, without `MLFLOW_TRACKING_URI`, for
+            MLflow's database.
     """
     tasks = [open_task(name, task, settings.storage) for name, task in settings.tasks.items()]
     connect(settings.workers.total_cpus + 2)

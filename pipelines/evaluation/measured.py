@@ -30,7 +30,7 @@ class Answers:
     """`[Q]` row of the image that each query belongs to."""
 
     def hits(self, k: int = 1) -> np.ndarray:
-        """`[Q]` whether each query has a right candidate among the first k."""
+        """`[Q]` whether each query ranks a right candidate among the first k."""
         return (self.ranks.rank < k).numpy().astype(np.float64)
 
     def figures(self) -> dict[str, Any]:
@@ -45,17 +45,17 @@ class Answers:
 
 @dataclass(frozen=True)
 class Choices:
-    """Whether images lie nearer to their captions than to hard negatives of them."""
+    """Whether images are closer to their captions than to hard negatives of these captions."""
 
     margins: np.ndarray
-    """`[P]` score of each caption less that of its negative."""
+    """`[P]` score of each caption minus the score of its negative."""
     groups: np.ndarray
     """`[P]` row of the image that each caption belongs to."""
     texts: int
-    """Captions that were looked at, those included of which there is no negative."""
+    """Number of captions, including those without a negative."""
 
     def figures(self) -> dict[str, float]:
-        """Share of right choices with its interval (chance is a half), and the counts; equal scores are not right."""
+        """Share of right choices with its interval (chance: 0.5), and the counts; equal scores are not right."""
         right = self.margins > ROUNDING
         low, high = mean_interval(right.astype(np.float64), self.groups)
         counts = {"right": int(right.sum()), "equal": int((np.abs(self.margins) <= ROUNDING).sum())}
@@ -71,26 +71,26 @@ class Choices:
 
 @dataclass(frozen=True)
 class Measured:
-    """A model on a task."""
+    """Measurement of a model on a task."""
 
     protocol: str
-    """What the result may be called; begins with NOT where the set was not the protocol's."""
+    """Name of the result; begins with NOT if the data was not that of the protocol."""
     context_length: int
     images: int
     texts: int | None
     """Number of texts; None for classification."""
     texts_cut: int
-    """Texts that were longer than what the model reads."""
+    """Number of texts that were truncated."""
     answers: dict[str, dict[str, Answers]]
     """Reading -> direction -> answers; `WHOLE` is always there."""
     rejected: dict[str, str]
-    """Rows that could not be used, with the reason."""
+    """Reason by the id of each unusable row."""
     choices: dict[str, Choices] = field(default_factory=dict)
-    """By kind of hard negatives, for long texts that were studied; kinds of which there were none are left out."""
+    """Choices by kind of hard negative, for long texts; only kinds that occurred."""
 
     @property
     def whole(self) -> dict[str, Answers]:
-        """Answers to the texts as they are."""
+        """Answers to the unchanged texts."""
         return self.answers[WHOLE]
 
 
@@ -98,12 +98,12 @@ def compare(a: Measured, b: Measured, direction: str) -> Comparison:
     """Paired comparison of the hits at 1 of two models, queries matched by their ids.
 
     Raises:
-        DataError: the models were not asked the same queries.
+        DataError: the models did not get the same queries.
     """
     first, second = a.whole[direction], b.whole[direction]
     if first.queries != second.queries:
         different = set(first.queries) ^ set(second.queries)
-        raise DataError(f"{len(different)} queries were asked of one model only, e.g. '{min(different)}'")
+        raise DataError(f"{len(different)} queries were given to one model only, e.g. '{min(different)}'")
     return compare_paired(first.hits(), second.hits(), first.groups)
 
 

@@ -31,8 +31,8 @@ def readings(task: Task, context_length: int, long_text: bool) -> dict[str, Read
 
     Args:
         task: the task.
-        context_length: tokens that the model reads; a cut there, or behind it, would be the whole.
-        long_text: also cut and changed, to see what the model does with long text; for sets of long texts only.
+        context_length: of the model; cuts at it or above it are left out.
+        long_text: also read cut and perturbed texts and hard negatives, on tasks with long texts.
     """
     if task.is_zero_shot:
         return {}
@@ -47,13 +47,13 @@ def readings(task: Task, context_length: int, long_text: bool) -> dict[str, Read
 def measure(
     model: str, task: Task, scratch: UPath, max_rejected_fraction: float, workers: Workers, long_text: bool
 ) -> Measured:
-    """Embed a task's images and texts with a model and rank them.
+    """Embed the images and texts of a task with a model, and rank them.
 
     Args:
-        model: what `load_checkpoint` takes.
-        task: what to measure.
-        scratch: existing directory that all nodes see.
-        max_rejected_fraction: share of rows that may be unusable.
+        model: argument of `load_checkpoint`.
+        task: the task.
+        scratch: existing directory that all nodes share.
+        max_rejected_fraction: maximum share of unusable rows.
         workers: actors that hold the model.
         long_text: see `readings`.
 
@@ -134,8 +134,8 @@ def _choices(images: torch.Tensor, rows: list[dict[str, Any]], kind: str) -> Cho
         differ = np.array(
             [one != other for one, other in zip(cell_texts(row["captions"]), cell_texts(row[kind]), strict=True)]
         )
-        found = (row[f"{WHOLE}_embedding"] - row[f"{kind}_embedding"])[differ] @ image
-        margins.append(found)
-        groups += [number] * len(found)
+        scores = (row[f"{WHOLE}_embedding"] - row[f"{kind}_embedding"])[differ] @ image
+        margins.append(scores)
+        groups += [number] * len(scores)
         texts += len(differ)
     return Choices(np.concatenate(margins), np.array(groups, np.int64), texts)

@@ -19,8 +19,19 @@ ROWS_AT_ONCE = 64
 def source_dataset(
     source: Source, pieces: list[Piece], quarantine: Any, captions_per_image: int | None, kinds: Sequence[str] = ()
 ) -> Dataset:
-    """The usable rows of a source as a Ray dataset: `id`, `image` bytes, `captions`, at most so many a row, and hard
-    negatives of these of some kinds, each in a column; where there is none, the caption stands there itself."""
+    """The usable rows of a source as a Ray dataset.
+
+    Args:
+        source: where the rows are read from.
+        pieces: its pieces, which are read in parallel.
+        quarantine: handle of a `Quarantine` actor, for rows that cannot be used.
+        captions_per_image: maximum captions per row; None for all.
+        kinds: kinds of hard negatives to add.
+
+    Returns:
+        Rows with `id`, `image` (bytes), `captions`, and one column per kind with the hard negative of each caption, or
+        the caption itself if it has none.
+    """
     schema = ROWS_SCHEMA
     for kind in kinds:
         schema = schema.append(pa.field(kind, pa.list_(pa.string())))

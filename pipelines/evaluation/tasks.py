@@ -1,4 +1,4 @@
-"""Evaluation sets: pinned by name in protocols.yaml, or a user's own; what they expect, and whether it is there."""
+"""Evaluation tasks: protocols of protocols.yaml or data sets of the user, and checks that their data is complete."""
 
 from dataclasses import dataclass, replace
 from functools import cache
@@ -21,81 +21,81 @@ CLASSES = Path(__file__).with_name("classes")
 
 
 class Protocol(Settings):
-    """What makes results on a set comparable."""
+    """Everything that makes results on a data set comparable."""
 
     title: str
     source: SourceSettings
     text: Literal["long", "short"] | None = None
     """Kind of the captions; None for classification."""
     annotations: list[str] = Field(default=[])
-    """Where the annotations may be below the directory of the set; empty where the directory is the layout."""
+    """Possible places of the annotations in the data directory; empty if the directory has its own layout."""
     images_below: list[str] = Field(default=[])
-    """Where the images may be below the directory of the set."""
+    """Possible places of the images in the data directory."""
     captions_per_image: PositiveInt | None = None
-    """Only the first captions of each image count."""
+    """Number of captions per image that are used, from the first; null for all."""
     classes: str | None = None
-    """File of class names in classes/; None for retrieval, or for names that the data has itself."""
+    """File of class names in classes/; None for retrieval, or if the data has the names."""
     templates: str | None = None
     """File of prompt templates in classes/ (`<name>_templates.txt`); None for retrieval."""
     only_present_classes: bool = False
-    """Whether classes without any image are no candidates."""
+    """Leave out classes without any image."""
     expected_images: PositiveInt | None = None
     expected_texts: PositiveInt | None = None
     note: str = ""
 
 
 class TaskSettings(Settings):
-    """One thing to measure: `--set tasks.urban1k.input=/data/Urban1k`."""
+    """A task: `--set tasks.urban1k.input=/data/Urban1k`."""
 
     input: str
-    """Directory, annotation file or Parquet of the set."""
+    """Directory, annotation file or Parquet of the data."""
     protocol: str | None = None
-    """Name in protocols.yaml; empty takes the task's own name where there is one such, or else a user's own set."""
+    """Name in protocols.yaml; null for the name of the task if it is a protocol, or else no protocol."""
     kind: Literal["retrieval", "zero_shot"] = "retrieval"
-    """What a user's own set is for."""
+    """Kind of task, without a protocol."""
     text: Literal["long", "short"] = "long"
-    """Kind of the captions of a user's own set."""
+    """Kind of the captions, without a protocol."""
     templates: str = "simple"
-    """Prompt templates of a user's own classes: `simple` or `openai`."""
+    """Prompt templates, without a protocol: `simple` or `openai`."""
     classes: str | None = None
-    """Class names of a user's own set, one a line in the order of their numbers; empty takes the labels themselves."""
+    """File of class names, one per line in the order of their numbers, without a protocol; null for the labels."""
     source: SourceSettings = SourceSettings()
-    """How it is read; `format` and `split` are those of the protocol, if there is one."""
+    """How the data is read; a protocol sets `format` and `split`."""
     subset: bool = False
-    """Accept other counts than the protocol's. The result then says that it is not the protocol's."""
+    """Accept other counts than those of the protocol. The result is then marked as NOT the protocol's."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """A protocol that was found on disk."""
+    """A protocol with its opened data."""
 
     name: str
     protocol: Protocol
     source: Source
     pinned: str | None
-    """Name of the protocol; None for a user's own set."""
+    """Name of the protocol; None for a data set of the user."""
     subset: bool
     class_file: Path | None = None
 
     @property
     def is_zero_shot(self) -> bool:
-        """Whether it classifies."""
+        """Whether the task is classification."""
         return self.protocol.templates is not None
 
     def check_counts(self, images: int, texts: int | None) -> str:
-        """What the result is called: the protocol, or a subset of it.
+        """Name of the result: the protocol, or a note that it is only a subset.
 
         Raises:
-            DataError: these are not the protocol's counts, and no subset was asked for.
+            DataError: the counts differ from the protocol's, and `subset` is false.
         """
         if self.pinned is None:
             return f"own data: {images} images"
         expected = {"images": self.protocol.expected_images, "texts": self.protocol.expected_texts}
-        found = {"images": images, "texts": texts}
-        wrong = [name for name, count in expected.items() if count is not None and found[name] != count]
+        counts = {"images": images, "texts": texts}
+        wrong = [name for name, count in expected.items() if count is not None and counts[name] != count]
         if not wrong:
             return self.pinned
-        message = f"{found[wrong[0]]} of the {expected[wrong[0]]} {wrong[0]} of {self.pinned}"
+        message = f"{counts[wrong[0]]} of the {expected[wrong[0]]} {wrong[0]} of {self.pinned}"
         if not self.subset:
             raise DataError(
                 f"tasks.{self.name}.input has {message}; results would not be comparable. Complete the set, or measure"
@@ -111,17 +111,17 @@ def protocols() -> dict[str, Protocol]:
 
 
 def open_task(name: str, settings: TaskSettings, storage: Storage) -> Task:
-    """Find a task's data.
+    """Open the data of a task.
 
     Raises:
-        ConfigError: the protocol is unknown, or a file of classes or templates.
-        DataError: something the protocol expects is not there.
+        ConfigError: the protocol, or a file of classes or templates, is unknown.
+        DataError: something that the protocol requires is missing.
     """
     field = f"tasks.{name}.input"
     pinned = settings.protocol or (name if name in protocols() else None)
     if pinned is not None and pinned not in protocols():
         raise ConfigError(f"tasks.{name}.protocol='{pinned}' is unknown; known are {', '.join(protocols())}")
-    protocol = protocols()[pinned] if pinned else _own_protocol(name, settings)
+    protocol = protocols()[pinned] if pinned else _user_protocol(name, settings)
     given = {key: value for key, value in dump(settings.source).items() if key in settings.source.model_fields_set}
     try:
         source = SourceSettings.model_validate(given | protocol.source.model_dump(exclude_unset=True))
@@ -138,11 +138,11 @@ def open_task(name: str, settings: TaskSettings, storage: Storage) -> Task:
     if not pinned and settings.classes:
         class_file = Path(settings.classes).expanduser()
         if not class_file.is_file():
-            raise ConfigError(f"tasks.{name}.classes='{class_file}' does not exist; give a file with one name a line")
+            raise ConfigError(f"tasks.{name}.classes='{class_file}' does not exist; give a file with one name per line")
     return replace(task, class_file=class_file)
 
 
-def _own_protocol(name: str, settings: TaskSettings) -> Protocol:
+def _user_protocol(name: str, settings: TaskSettings) -> Protocol:
     if settings.kind == "retrieval":
         return Protocol(title=name, source=settings.source, text=settings.text)
     if not (CLASSES / f"{settings.templates}_templates.txt").is_file():
@@ -154,12 +154,12 @@ def _own_protocol(name: str, settings: TaskSettings) -> Protocol:
 def _annotations(field: str, root: UPath, protocol: Protocol) -> UPath:
     if not protocol.annotations or root.is_file():
         return root
-    found = next((root / name for name in protocol.annotations if (root / name).is_file()), None)
-    if found is None:
+    annotations = next((root / name for name in protocol.annotations if (root / name).is_file()), None)
+    if annotations is None:
         raise DataError(
-            f"{field}='{root}' holds no {' or '.join(protocol.annotations)}; give the directory that does, or the file"
+            f"{field}='{root}' has no {' or '.join(protocol.annotations)}; give the directory that has it, or the file"
         )
-    return found
+    return annotations
 
 
 def lines_of(path: Path) -> list[str]:
@@ -176,11 +176,11 @@ def templates_of(task: Task) -> list[str]:
 def label_classes(task: Task, labels: list[str]) -> tuple[list[str], list[int]]:
     """Names of the candidate classes, and the class of each label.
 
-    A file of classes has a name a line, or `key<TAB>name`; a label is such a key, a name, or a number of a line from 0.
-    Without a file the labels themselves are the names, underscores being spaces.
+    A file of classes has a name or `key<TAB>name` per line. A label is a key, a name, or the number of a line from 0.
+    Without a file the labels are the names, with spaces for underscores.
 
     Raises:
-        DataError: a label is no class.
+        DataError: a label is not a class.
     """
     if task.class_file is None:
         keys = sorted(set(labels))
@@ -191,8 +191,8 @@ def label_classes(task: Task, labels: list[str]) -> tuple[list[str], list[int]]:
     places |= {part: number for number, pair in enumerate(pairs) for part in pair}
     unknown = next((label for label in labels if label not in places), None)
     if unknown is not None:
-        raise DataError(f"tasks.{task.name}.input: label '{unknown}' is no class of {task.class_file.name}")
-    found = [places[label] for label in labels]
-    kept: list[Any] = sorted(set(found)) if task.protocol.only_present_classes else list(range(len(pairs)))
+        raise DataError(f"tasks.{task.name}.input: label '{unknown}' is not a class of {task.class_file.name}")
+    numbers = [places[label] for label in labels]
+    kept: list[Any] = sorted(set(numbers)) if task.protocol.only_present_classes else list(range(len(pairs)))
     new = {number: place for place, number in enumerate(kept)}
-    return [pairs[number][-1].replace("_", " ") for number in kept], [new[number] for number in found]
+    return [pairs[number][-1].replace("_", " ") for number in kept], [new[number] for number in numbers]

@@ -1,4 +1,4 @@
-"""What a study trains: the arms of the paper's comparison, and what is varied around the last of them."""
+"""The models that a study trains: the paper's arms, and variations of the last one."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ class Arm:
 
     title: str
     positions: str
-    """How the position table is made longer; empty where nothing is trained."""
+    """How the position table is lengthened; empty if nothing is trained."""
     matches_components: bool
 
 
@@ -31,40 +31,39 @@ PAIRS = [
     ("kps", "both"),
     ("pcm", "both"),
 ]
-"""Arms that are compared: what the second does better than the first."""
+"""Arms to compare: by how much the second is better than the first."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A model of the study."""
+    """A model of the study. The last three fields are set for arms that match components."""
 
     arm: str
     seed: int
     weight: float = 0.0
     strategy: str = ""
     pca_dim: int = 0
-    """How summaries are made, how much they weigh and how many components they are matched to: for arms that do."""
 
     @property
     def name(self) -> str:
-        """Names it in results and on disk."""
+        """Its name in results and on disk."""
         name = f"{self.arm}-{self.seed}"
         return f"{name}-w{self.weight:g}-{self.strategy}-d{self.pca_dim}" if self.weight else name
 
 
 @dataclass(frozen=True)
 class Stage:
-    """Models that are compared with each other."""
+    """Models to compare with each other."""
 
     title: str
     rows: dict[str, list[Cell]]
-    """By what tells them apart; the cells of a row differ in their seeds only."""
+    """Cells by the label of their row; the cells of a row differ only in their seeds."""
     pairs: list[tuple[str, str]]
-    """Rows that are compared, the one that is the yardstick first."""
+    """Rows to compare, the reference first."""
 
     @property
     def cells(self) -> list[Cell]:
-        """Its models, seed by seed."""
+        """All cells, ordered by seed."""
         return sorted((cell for row in self.rows.values() for cell in row), key=lambda cell: cell.seed)
 
 
@@ -77,14 +76,14 @@ def stages(
     pca_dims: Sequence[int],
     combine: bool,
 ) -> list[Stage]:
-    """The arms of the paper, then what is varied around the last of them, one thing at a time and, if asked, together.
+    """The paper's arms, then variations of the last one: one value at a time and, with `combine`, all combinations.
 
     Args:
-        seeds: of the arms.
-        varied_seeds: of all else.
-        usual: weight, strategy and number of components where they are not varied.
-        weights: weights of the summary loss; 0 is the arm without.
-        strategies: ways to summarize.
+        seeds: seeds of the arms.
+        varied_seeds: seeds of the variations.
+        usual: weight, strategy and number of components, unless varied.
+        weights: weights of the summary loss; 0 is the arm without component matching.
+        strategies: summary strategies.
         pca_dims: numbers of components.
         combine: also train every combination of them.
     """
@@ -96,9 +95,9 @@ def stages(
     def varied(weight: float, strategy: str, pca_dim: int) -> list[Cell]:
         return row("both" if weight else "kps", varied_seeds, weight, strategy, pca_dim)
 
-    def stage(title: str, rows: dict[str, list[Cell]], yardstick: str) -> Stage:
-        rows = rows | {yardstick: varied(*usual)}  # which is compared with whether it was listed or not
-        return Stage(title, rows, [(yardstick, label) for label in rows if label != yardstick])
+    def stage(title: str, rows: dict[str, list[Cell]], reference: str) -> Stage:
+        rows = rows | {reference: varied(*usual)}  # also if it was not listed
+        return Stage(title, rows, [(reference, label) for label in rows if label != reference])
 
     weight, strategy, pca_dim = usual
     arms = {ARMS[name].title: row(name, seeds, *usual) for name in ARMS}
@@ -106,7 +105,7 @@ def stages(
     by_weight = {f"{other:g}": varied(other, strategy, pca_dim) for other in weights}
     by_strategy = {other: varied(weight, other, pca_dim) for other in strategies}
     by_dim = {str(other): varied(weight, strategy, other) for other in pca_dims}
-    found = [
+    plan = [
         Stage("Arms", arms, titles),
         stage("Weight of the summary loss", by_weight, f"{weight:g}"),
         stage("Summary strategy", by_strategy, strategy),
@@ -117,5 +116,5 @@ def stages(
             f"{kind}, weight {other:g}, {dim} components": varied(other, kind, dim)
             for kind, other, dim in product(strategies, filter(None, weights), pca_dims)
         }
-        found.append(stage("Combinations", together, f"{strategy}, weight {weight:g}, {pca_dim} components"))
-    return found
+        plan.append(stage("Combinations", together, f"{strategy}, weight {weight:g}, {pca_dim} components"))
+    return plan

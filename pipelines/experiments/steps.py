@@ -1,4 +1,4 @@
-"""Steps of the demo: entries that run one after the other in one process, and the search application at the end."""
+"""Steps of the demo and the study: entries that run one after the other in one process; and the search page."""
 
 import contextlib
 import hashlib
@@ -26,7 +26,7 @@ START_SECONDS = 180
 
 
 class Step:
-    """An entry with its settings; a double underscore in a name stands for the dot."""
+    """An entry with its settings; a double underscore in a name means a dot."""
 
     def __init__(self, title: str, entry: ModuleType, config: str | None = None, **settings: object) -> None:
         self.title, self.entry = title, entry
@@ -37,12 +37,12 @@ class Step:
 
     @property
     def command(self) -> str:
-        """The command line that does the same."""
+        """The equivalent command line."""
         return shlex.join(["python", f"pipelines/{self.entry.__name__.rpartition('.')[2]}.py", *self.argv])
 
     @property
     def receipt(self) -> str:
-        """Changes when the step, its settings or its config file do."""
+        """Changes if the step, its settings or its config file change."""
         config = self.config.read_bytes() if self.config else b""
         return json.dumps({"command": self.command, "config": hashlib.sha256(config).hexdigest()})
 
@@ -79,7 +79,7 @@ def run_step(number: str, step: Step, directory: Path) -> None:
 
 
 def serve(directory: Path, port: int, ray_address: str) -> None:
-    """Run the search application until Ctrl-C or SIGTERM: the registered champion and the index made with it."""
+    """Serve the registered champion and its index until Ctrl-C or SIGTERM."""
     url = f"http://127.0.0.1:{port}"
     arguments = {"model": "models:/longclip@champion", "index": str(directory / "index")}
     application = {"name": "longclip", "import_path": "serving.app:build", "args": arguments}
@@ -92,7 +92,7 @@ def serve(directory: Path, port: int, ray_address: str) -> None:
     with open(log, "w") as file, subprocess.Popen(command, stdout=file, stderr=file, cwd=ROOT) as process:
         signal.signal(signal.SIGTERM, lambda *_: process.terminate())
         if _wait_until_ready(url, process):
-            print(f"\nsearch page: {url}    (Ctrl-C ends it; log: {log})", flush=True)
+            print(f"\nsearch page: {url}    (Ctrl-C stops it; log: {log})", flush=True)
         try:
             process.wait()
         except KeyboardInterrupt:

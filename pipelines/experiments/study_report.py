@@ -17,12 +17,12 @@ from pipelines.experiments.cells import Cell, Stage
 
 @dataclass(frozen=True)
 class Line:
-    """Models that are alike but for their seeds, on a task in a direction."""
+    """Models that differ only in their seeds, on one task and direction."""
 
     task: str
     direction: str
     hits: np.ndarray
-    """`[Q, S]` whether each query has a right candidate first, under the model of each seed."""
+    """`[Q, S]` whether each query ranks a right candidate first, with the model of each seed."""
     groups: np.ndarray
     """`[Q]` which queries belong together."""
 
@@ -38,11 +38,11 @@ class Line:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95 % interval of the mean over queries; groups of them are drawn whole, with the answers of all seeds."""
+        """95 % interval of the mean over queries, which are resampled in whole groups with all seeds."""
         return mean_interval(self.hits.mean(1), self.groups)
 
     def better_than(self, other: "Line") -> "Change":
-        """Paired comparison on the same queries, each with the mean of its seeds."""
+        """Paired comparison on the same queries, each averaged over the seeds."""
         comparison = compare_paired(other.hits.mean(1), self.hits.mean(1), self.groups)
         return Change(comparison, (self.hits.mean(0) - other.hits.mean(0)).tolist())
 
@@ -53,14 +53,14 @@ class Line:
         return {"task": self.task, "direction": self.direction, "queries": len(self.hits), "recall@1": figures}
 
     def cell(self) -> str:
-        """Mean and interval, and each seed where there are several."""
+        """Mean and interval, and each seed if there are several."""
         low, high = self.interval
         return f"{100 * np.mean(self.by_seed):.1f} [{100 * low:.1f}, {100 * high:.1f}]{_each(self.by_seed, '.1f')}"
 
 
 @dataclass(frozen=True)
 class Change:
-    """How much better a line is than another one."""
+    """Difference of two lines."""
 
     comparison: Comparison
     by_seed: list[float]
@@ -71,7 +71,7 @@ class Change:
         return self.comparison.asdict() | {"by_seed": self.by_seed}
 
     def cell(self) -> str:
-        """Difference with its interval, each seed's where there are several, and the test's p."""
+        """Difference with its interval, each seed's if there are several, and the p value of the test."""
         p_value = self.comparison.p_value
         p_text = f"p {p_value:.3f}" if p_value >= 0.001 else "p < 0.001"
         return f"{change_text(self.comparison.asdict())}{_each(self.by_seed, '+.1f')}, {p_text}"
@@ -79,28 +79,28 @@ class Change:
 
 @dataclass(frozen=True)
 class StageResult:
-    """What a stage found."""
+    """Results of a stage."""
 
     title: str
     lines: dict[str, list[Line]]
-    """By what tells models apart; one line for each task and direction."""
+    """Lines by the label of the model, one for each task and direction."""
     pairs: list[tuple[str, str]]
 
     @property
     def slug(self) -> str:
-        """Names its plot."""
+        """File name of its plot."""
         return self.title.lower().replace(" ", "-")
 
     @property
     def columns(self) -> list[str]:
-        """Tasks with their directions."""
+        """Titles of tasks and directions."""
         return [line.title for line in next(iter(self.lines.values()))]
 
     def changes(self) -> dict[tuple[str, str], list[Change]]:
-        """Of each pair, how much better the second is, on every task and direction."""
+        """By how much the second of each pair is better, on every task and direction."""
         return {
             (one, other): [
-                line.better_than(yardstick) for yardstick, line in zip(self.lines[one], self.lines[other], strict=True)
+                line.better_than(reference) for reference, line in zip(self.lines[one], self.lines[other], strict=True)
             ]
             for one, other in self.pairs
         }
@@ -112,16 +112,16 @@ class StageResult:
             "models": {label: [line.asdict() for line in lines] for label, lines in self.lines.items()},
             "comparisons": [
                 {"of": other, "against": one, "column": column} | change.asdict()
-                for (one, other), found in self.changes().items()
-                for column, change in zip(self.columns, found, strict=True)
+                for (one, other), changes in self.changes().items()
+                for column, change in zip(self.columns, changes, strict=True)
             ],
         }
 
     def tables(self) -> list[Table]:
         """Recall, and the paired comparisons."""
-        changes = [
-            [_short(other), _short(one), *(change.cell() for change in found)]
-            for (one, other), found in self.changes().items()
+        rows = [
+            [_short(other), _short(one), *(change.cell() for change in changes)]
+            for (one, other), changes in self.changes().items()
         ]
         return [
             Table(
@@ -132,7 +132,7 @@ class StageResult:
             Table(
                 f"{self.title}: change in points on the same queries, 95 % interval (each seed), p of a paired test",
                 ["of", "against", *self.columns],
-                changes,
+                rows,
                 words=2,
             ),
         ]
@@ -140,7 +140,7 @@ class StageResult:
 
 @dataclass(frozen=True)
 class StudyReport:
-    """What was found so far."""
+    """Results of the stages that are complete."""
 
     stages: list[StageResult]
 
@@ -163,7 +163,7 @@ def _short(label: str) -> str:
 
 
 def stage_result(stage: Stage, cells: Path) -> StageResult:
-    """What a stage found, from the ranks that the benchmark of each cell wrote below `cells`."""
+    """Results of a stage, from the ranks that each cell's benchmark wrote in `cells`."""
     return StageResult(stage.title, {label: _lines(row, cells) for label, row in stage.rows.items()}, stage.pairs)
 
 

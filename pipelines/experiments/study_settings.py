@@ -9,11 +9,11 @@ from pipelines.common.settings import Settings
 from pipelines.common.workers import Workers
 
 PLANNED = ("seeds", "varied_seeds", "weight", "strategy", "pca_dim", "weights", "strategies", "pca_dims", "combine")
-"""Settings that say which cells there are: names of cells tell them apart."""
+"""Settings that only select cells; each cell's name contains its own values of them."""
 
 
 class TestSet(Settings):
-    """Texts to measure with."""
+    """A test set."""
 
     input: str
     """Parquet file or directory with images and captions."""
@@ -22,50 +22,50 @@ class TestSet(Settings):
 
 
 class StudySettings(Settings):
-    """Everything that defines a study."""
+    """Settings of a study."""
 
     output: str = "var/study"
-    """Local directory that everything is written to."""
+    """Local directory for all files."""
     seeds: list[int] = Field(default=[0, 1, 2], min_length=1)
-    """Of base models and of what is trained from them."""
+    """Seeds; one base model and all arms are trained for each."""
     varied_seeds: list[int] = Field(default=[0], min_length=1)
-    """Those of them with which weight, summaries and components are varied."""
+    """The seeds for which weight, summaries and components are varied."""
     train_rows: PositiveInt = 2500
-    """Synthetic scenes to train on, where no data is given."""
+    """Number of synthetic scenes for training, without `input`."""
     test_rows: PositiveInt = 500
-    """Synthetic scenes to search; every four of them differ only behind token 77 of their captions."""
+    """Number of synthetic scenes for testing, in groups of four whose captions differ only after token 77."""
     input: str | None = None
     """Long captions to fine-tune on, in a column `caption`; null draws synthetic scenes."""
     base_input: str | None = None
     """Short captions to train bases on, in a column `caption`; null takes the short captions of the scenes."""
     tests: dict[str, TestSet] = Field(default={})
-    """What to measure with, by name; empty takes the long and the short captions of scenes."""
+    """Test sets by name; empty for the long and the short captions of the scenes."""
     base_epochs: PositiveInt = 5
-    """Passes of a base model."""
+    """Epochs of a base model."""
     epochs: PositiveInt = 2
-    """Passes of a fine-tuning."""
+    """Epochs of a fine-tuning."""
     learning_rate: PositiveFloat = 1e-3
-    """Of every training. Models that are trained here in minutes bear much more than published ones do."""
+    """Learning rate of every training; small models from scratch need a much higher one than pretrained models."""
     batch_size: PositiveInt = 64
-    """Pairs per step and worker."""
+    """Image-caption pairs per step and worker."""
     workers: Workers = Workers()
     """Training processes of a run."""
     bf16: bool = True
     """Train with bfloat16 autocast. Results are always measured in float32."""
     weight: PositiveFloat = 0.3
-    """Weight of the summary loss, except where it is varied."""
+    """Weight of the summary loss, unless it is varied."""
     strategy: Strategy = "extractive"
-    """How captions are summarized, except where it is varied."""
+    """Summary strategy, unless it is varied."""
     pca_dim: PositiveInt = 32
-    """Components, except where they are varied."""
+    """Number of principal components, unless it is varied."""
     weights: list[float] = Field(default=[0.0, 0.1, 0.3, 1.0], min_length=1)
-    """Weights to try; 0 is the arm without component matching."""
+    """Weights to compare; 0 is the arm without component matching."""
     strategies: list[Strategy] = Field(default=["extractive", "first_sentence", "drop_first"])
-    """Summaries to try."""
+    """Summary strategies to compare."""
     pca_dims: list[PositiveInt] = Field(default=[8, 16, 32])
-    """Numbers of components to try."""
+    """Numbers of components to compare."""
     combine: bool = False
-    """Also train every combination of the three, not only one thing at a time."""
+    """Also train every combination of the three."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -78,5 +78,5 @@ class StudySettings(Settings):
         return self
 
     def identity(self) -> dict[str, Any]:
-        """What every cell's result depends on, in addition to what the cell's name says."""
+        """The settings that change a cell's result and are not in its name."""
         return self.model_dump(mode="json", exclude={"output", *PLANNED})

@@ -10,25 +10,27 @@ from pipelines.experiments.study_settings import StudySettings, TestSet
 
 
 class StudySteps:
-    """The entries of a study with their settings; what cells share is done once."""
+    """The entries of a study with their settings. Cells share steps; a step runs once."""
 
     def __init__(self, settings: StudySettings, directory: Path) -> None:
         self.settings, self.directory = settings, directory
-        scenes, found = directory / "scenes-train", directory / "scenes-test"
+        scenes, test_scenes = directory / "scenes-train", directory / "scenes-test"
         self.draw = [
             Step("draw scenes to train on", sample_data, rows=settings.train_rows, output=scenes),
-            Step("draw scenes to search", sample_data, rows=settings.test_rows, group_size=4, seed=1, output=found),
+            Step(
+                "draw scenes to search", sample_data, rows=settings.test_rows, group_size=4, seed=1, output=test_scenes
+            ),
         ]
         if settings.input:
             self.draw = []
         self.data = Path(settings.input or scenes)
         self.tests = settings.tests or {
-            "long": TestSet(input=str(found)),
-            "short": TestSet(input=str(found), column="short_caption"),
+            "long": TestSet(input=str(test_scenes)),
+            "short": TestSet(input=str(test_scenes), column="short_caption"),
         }
 
     def of_stage(self, stage: Stage) -> Iterator[Step]:
-        """Everything that a stage needs, in an order in which results come early."""
+        """All steps of a stage, cell by cell, so that results come early."""
         yield from self.draw
         for cell in stage.cells:
             yield self.base(cell.seed)
@@ -72,11 +74,11 @@ class StudySteps:
         )
 
     def measurement(self, cell: Cell) -> Step:
-        """A cell on all texts."""
+        """The measurement of a cell on all test sets."""
         run = f"base-{cell.seed}" if cell.arm == "none" else cell.name
         tasks = ", ".join(
-            f"{name}: {{input: {found.input}, text: {name}, source: {{caption: {found.column}}}}}"
-            for name, found in self.tests.items()
+            f"{name}: {{input: {test.input}, text: {name}, source: {{caption: {test.column}}}}}"
+            for name, test in self.tests.items()
         )
         return Step(
             f"measure {cell.name}",

@@ -224,6 +224,6 @@ def test_models_that_were_asked_different_queries_are_not_compared(results: Path
     ranks = retrieval_ranks(torch.eye(2), torch.eye(2), torch.arange(2))["text_to_image"]
     answers = [measured.Answers(ranks, queries, np.arange(2)) for queries in (("a#0", "b#0"), ("a#0", "c#0"))]
     a, b = (measured.Measured("x", 77, 2, 2, 0, {measured.WHOLE: {"text_to_image": answer}}, {}) for answer in answers)
-    with pytest.raises(DataError, match=r"2 queries were asked of one model only, e\.g\. 'b#0'"):
+    with pytest.raises(DataError, match=r"2 queries were given to one model only, e\.g\. 'b#0'"):
         measured.compare(a, b, "text_to_image")
     assert measured.compare(a, a, "text_to_image").difference == 0

@@ -59,7 +59,12 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str
         ("finetune", ["input={rows}", "model.bass=x"], 2, "did you mean 'model.base'?"),
         ("benchmark", ["models={{a: {model}}}", "tasks.x.input={rows}", "tasks.x.source.caption=q"], 3, "column ('q')"),
         ("benchmark", ["models={{a: {model}}}", "tasks.x.input={note}"], 3, "no layout that can be told by its files"),
-        ("benchmark", ["models={{a: {model}}}", "tasks.x.input={rows}", "base=b"], 2, "base names 'b'; known are a"),
+        (
+            "benchmark",
+            ["models={{a: {model}}}", "tasks.x.input={rows}", "base=b"],
+            2,
+            "base has 'b', which is unknown; known are a",
+        ),
         ("embed", ["input={text_only}", "model={model}"], 3, "column 'image' is missing"),
         ("embed", ["input={rows}", "model={note}"], 4, "not a weights file (safetensors, PyTorch or TorchScript)"),
         ("summarize", ["input={rows}", "output={dir}/out", "strategy=best"], 2, "setting 'strategy' = 'best'"),

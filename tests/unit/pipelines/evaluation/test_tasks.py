@@ -158,7 +158,7 @@ def test_a_set_in_its_own_layout_is_read(name: str, tmp_path: Path) -> None:
 
 
 def test_what_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"holds no annotations/captions_val2017\.json or captions_val2017\.json"):
+    with pytest.raises(DataError, match=r"has no annotations/captions_val2017\.json or captions_val2017\.json"):
         opened("coco5k", tmp_path)
     with pytest.raises(ConfigError, match=r"tasks\.a\.protocol='coco' is unknown; known are coco5k, "):
         opened("a", tmp_path, protocol="coco")
@@ -236,7 +236,7 @@ def test_folders_of_classes(tmp_path: Path) -> None:
     names, found = label_classes(opened("imagenet", tmp_path / "set"), labels)
     assert (len(names), found) == (1000, [0, 0, 134, 134])
     assert label_classes(opened("imagenet-v2", tmp_path / "set"), ["0", "134"])[1] == [0, 134]
-    with pytest.raises(DataError, match=r"label 'n0' is no class of imagenet\.txt"):
+    with pytest.raises(DataError, match=r"label 'n0' is not a class of imagenet\.txt"):
         label_classes(opened("imagenet", tmp_path / "set"), ["n0"])
     own = opened("own", tmp_path / "set", kind="zero_shot", source={"format": "class_folders"})
     assert label_classes(own, ["b_c", "a", "b_c"]) == (["a", "b c"], [1, 0, 1])
