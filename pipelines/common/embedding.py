@@ -71,6 +71,7 @@ def embed_dataset(
     inputs = EmbeddingInputs(
         columns, checkpoint.transform, source, checkpoint.context_length, quarantine, readings, kept, thumbnail_side
     )
+    # With GPUs these are CPU tasks of their own. Without, Ray Data fuses them into the actors: the same cores do both.
     made = [f"{name}_cut" for name in readings] + (["thumbnail"] if thumbnail_side else [])
     return dataset.map_batches(inputs, batch_size=BATCH_SIZE).map_batches(
         EmbedRows,
