@@ -14,6 +14,7 @@ import pyarrow as pa
 from PIL import Image
 from upath import UPath
 
+from longclip.constants import LONG_CLIP_CONTEXT_LENGTH
 from longclip.errors import DataError, ImageError
 from longclip.images import decode_image
 from longclip.tokenizer import count_tokens, load_tokenizer
@@ -27,7 +28,6 @@ SPLITS = ("train", "val")
 KEY = "_key"
 """Column of the staged rows that duplicates share."""
 
-CONTEXT_LENGTH = 248
 BATCH_ROWS = 32
 JPEG_QUALITY = 95
 
@@ -110,7 +110,7 @@ class CleanPiece:
                 rejected.add(row.id, stage, str(error))
                 continue
             columns["caption"] = captions if self.source.lists else captions[0]
-            columns["caption_tokens"] = max(count_tokens(load_tokenizer(None, CONTEXT_LENGTH), captions))
+            columns["caption_tokens"] = max(count_tokens(load_tokenizer(None, LONG_CLIP_CONTEXT_LENGTH), captions))
             columns[KEY] = _duplicate_key(self.settings.deduplicate, columns["sha256"], captions)
             clean.append({**row.extra, "id": row.id, **columns})
         return clean

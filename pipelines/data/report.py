@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from longclip.constants import CLIP_CONTEXT_LENGTH, LONG_CLIP_CONTEXT_LENGTH
 from longclip.errors import ImageError
 from longclip.images import decode_image
 from pipelines.common.pages import TEMPLATES
@@ -15,7 +16,7 @@ from pipelines.common.pages import TEMPLATES
 BIN_TOKENS, BINS = 8, 40
 """Bars of the histogram: 0 to 319 tokens, and one bar for longer texts."""
 
-MARKS = (77, 248)
+MARKS = (CLIP_CONTEXT_LENGTH, LONG_CLIP_CONTEXT_LENGTH)
 """Context lengths of CLIP and Long-CLIP."""
 
 THUMBNAIL_SIDE = 192

@@ -10,6 +10,7 @@ import torch
 from upath import UPath
 
 from longclip.checkpoint import Checkpoint, load_checkpoint
+from longclip.constants import CLIP_CONTEXT_LENGTH, KEPT_POSITIONS, LONG_CLIP_CONTEXT_LENGTH
 from longclip.errors import DataError
 from longclip.evaluation.metrics import classification_ranks, retrieval_ranks
 from longclip.text.perturbations import CHANGES, KINDS
@@ -22,7 +23,7 @@ from pipelines.evaluation.measured import WHOLE, Answers, Choices, Measured
 from pipelines.evaluation.rows import source_dataset
 from pipelines.evaluation.tasks import Task, label_classes, templates_of
 
-CUTS = (10, 20, 40, 77, 128, 248)
+CUTS = (10, KEPT_POSITIONS, 40, CLIP_CONTEXT_LENGTH, 128, LONG_CLIP_CONTEXT_LENGTH)
 """Maximum tokens at which long texts are cut, to see up to which length more text helps."""
 
 

@@ -9,11 +9,10 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 from types import ModuleType
 
+import httpx
 import yaml
 
 from longclip.errors import LongClipError
@@ -106,8 +105,9 @@ def _wait_until_ready(url: str, process: subprocess.Popen[bytes]) -> bool:
     deadline = time.monotonic() + START_SECONDS
     while process.poll() is None and time.monotonic() < deadline:
         try:
-            with urllib.request.urlopen(f"{url}/readyz", timeout=5):
+            if httpx.get(f"{url}/readyz", timeout=5).is_success:
                 return True
-        except (urllib.error.URLError, OSError):
-            time.sleep(1)
+        except httpx.TransportError:
+            pass
+        time.sleep(1)
     return False

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from upath import UPath
 
+from longclip.constants import LONG_CLIP_CONTEXT_LENGTH
 from longclip.files import file_sha256
 from longclip.text.sentences import caption_text
 from longclip.tokenizer import count_tokens, load_tokenizer
@@ -16,7 +17,7 @@ from pipelines.common.rejected_rows import Rejected, write_rejected
 from pipelines.common.storage import arrow_filesystem, open_path
 from pipelines.common.whole_files import make_directory, whole_file
 from pipelines.data.summaries.settings import SummarizeSettings
-from pipelines.data.summaries.summarizers import CONTEXT_LENGTH, Summarizer, checked_summaries, load_summarizer
+from pipelines.data.summaries.summarizers import Summarizer, checked_summaries, load_summarizer
 from pipelines.data.summaries.vllm_stage import generated_texts
 
 SOURCE = "summary_source"
@@ -134,4 +135,4 @@ class PieceCounts:
     def add_tokens(self, name: str, texts: list[str]) -> None:
         """Count the lengths of some texts."""
         if texts:
-            self.tokens[name].update(count_tokens(load_tokenizer(None, CONTEXT_LENGTH), texts))
+            self.tokens[name].update(count_tokens(load_tokenizer(None, LONG_CLIP_CONTEXT_LENGTH), texts))

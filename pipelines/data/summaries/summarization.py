@@ -3,6 +3,7 @@
 from functools import partial
 from typing import Any
 
+from longclip.constants import LONG_CLIP_CONTEXT_LENGTH
 from longclip.errors import DataError
 from longclip.text.sentences import caption_text
 from longclip.tokenizer import count_tokens, load_tokenizer
@@ -16,7 +17,6 @@ from pipelines.data.report import Histogram, Sample
 from pipelines.data.summaries.piece_task import SOURCE, AddSummaries, output_schema
 from pipelines.data.summaries.preflight import check_strategies
 from pipelines.data.summaries.settings import NOT_IN_IDENTITY, SummarizeSettings
-from pipelines.data.summaries.summarizers import CONTEXT_LENGTH
 from pipelines.data.summaries.vllm_stage import STAGE, generate
 from pipelines.data.work_units import run_units
 from pipelines.data.workspace import Workspace, claim, fingerprint
@@ -107,5 +107,5 @@ def _sample(settings: SummarizeSettings, row: dict[str, Any]) -> Sample:
     summaries = dict(zip(sources, texts, strict=True)) if settings.several else {sources: texts}
     cell = row.get(columns.image)
     image = cell.get("bytes") if isinstance(cell, dict) else cell if isinstance(cell, bytes) else None
-    tokens = count_tokens(load_tokenizer(None, CONTEXT_LENGTH), [caption])[0]
+    tokens = count_tokens(load_tokenizer(None, LONG_CLIP_CONTEXT_LENGTH), [caption])[0]
     return Sample(str(row.get(columns.id, "")), image, caption, summaries, tokens)

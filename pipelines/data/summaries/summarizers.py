@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Protocol
 
+from longclip.constants import LONG_CLIP_CONTEXT_LENGTH
 from longclip.text import summaries as model_free
 from longclip.text.summary_checks import clean_summary, summary_problem
 from longclip.tokenizer import count_tokens, load_tokenizer
@@ -20,7 +21,6 @@ from pipelines.data.summaries.language_models import ChatSummaries, Seq2SeqSumma
 from pipelines.data.summaries.sentence_embedding import EmbeddingSummaries
 from pipelines.data.summaries.settings import GENERATED, MODEL_FREE, Checks, SummarySettings
 
-CONTEXT_LENGTH = 248
 """Context length of the tokenizer; it does not limit the count of tokens."""
 
 
@@ -82,7 +82,7 @@ def checked_summaries(
     summaries = [clean_summary(text) for text in texts]
     sources = [strategy] * len(summaries)
     replaced: Counter[str] = Counter()
-    tokens = count_tokens(load_tokenizer(None, CONTEXT_LENGTH), summaries)
+    tokens = count_tokens(load_tokenizer(None, LONG_CLIP_CONTEXT_LENGTH), summaries)
     for index, caption in enumerate(captions):
         problem = summary_problem(summaries[index], caption, tokens[index], **checks.model_dump())
         if problem:
