@@ -1,7 +1,9 @@
 """Numbers and names that define CLIP and Long-CLIP.
 
-This module imports nothing, so a command can print its help before torch is loaded.
+This module imports no other package, so a command can print its help before torch is loaded.
 """
+
+from typing import Literal
 
 CLIP_CONTEXT_LENGTH = 77
 """Tokens that CLIP reads, start and end token included."""
@@ -20,3 +22,8 @@ START_TOKEN, END_TOKEN = 49406, 49407
 
 ACTIVATIONS = ("quick_gelu", "gelu")
 """Activations of CLIP models: of OpenAI's and Long-CLIP's, and of most that open_clip trained."""
+
+Scope = Literal["global", "local"]
+"""Rows that principal components are computed from: of the global batch, or of each worker's part of it."""
+
+TowerName = Literal["image", "text"]

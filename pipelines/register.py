@@ -16,9 +16,6 @@ from pipelines.common.entry import run_entry
 from pipelines.common.progress import Progress
 from pipelines.common.settings import Settings, load_settings
 from pipelines.common.storage import storage_path
-from pipelines.registry.model_card import model_card
-from pipelines.registry.server import tracking_uri
-from pipelines.registry.versions import register_checkpoint
 
 
 class RegisterSettings(Settings):
@@ -45,8 +42,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     directory = Path(storage_path("checkpoint", settings.checkpoint))
     if not directory.is_dir():
         raise CheckpointError(f"checkpoint '{directory}' does not exist; give the directory that finetune wrote")
-    uri = tracking_uri(directory.parent.parent)
     metrics = _figures(settings) if settings.results else {}
+    from pipelines.registry.model_card import model_card  # imports torch and MLflow, which --help does not need
+    from pipelines.registry.server import tracking_uri
+    from pipelines.registry.versions import register_checkpoint
+
+    uri = tracking_uri(directory.parent.parent)
     card = model_card(settings.name, directory, _task_results(settings), settings.results_model)
     version = register_checkpoint(uri, directory, settings.name, settings.experiment, metrics, settings.alias, card)
     progress.summary(1, 1, 0, f"{ModelUri(settings.name, str(version))}, alias {settings.alias}, at {uri}")

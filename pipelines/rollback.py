@@ -17,8 +17,6 @@ from pipelines.common.entry import run_entry
 from pipelines.common.progress import Progress
 from pipelines.common.settings import Settings, load_settings
 from pipelines.common.storage import storage_path
-from pipelines.registry.server import configured_uri, tracking_uri
-from pipelines.registry.versions import alias_version, move_alias, replaced_version, resolve_version
 
 
 class RollbackSettings(Settings):
@@ -37,6 +35,9 @@ class RollbackSettings(Settings):
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the entry; `argv` is the command line without the name of the program."""
     settings = load_settings(RollbackSettings, __doc__ or "", argv)
+    from pipelines.registry.server import configured_uri, tracking_uri  # imports MLflow, which --help does not need
+    from pipelines.registry.versions import alias_version, move_alias, replaced_version, resolve_version
+
     progress = Progress("rollback")
     uri = configured_uri() or tracking_uri(storage_path("directory", settings.directory))
     current = alias_version(uri, settings.name, settings.champion)

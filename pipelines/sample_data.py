@@ -13,7 +13,6 @@ from functools import partial
 from pydantic import PositiveInt
 
 from longclip.files import whole_directory
-from pipelines.common.cluster import connect
 from pipelines.common.entry import run_entry
 from pipelines.common.progress import Progress
 from pipelines.common.settings import Settings, load_settings
@@ -40,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     settings = load_settings(SampleDataSettings, __doc__ or "", argv)
     import ray  # takes a second, which --help does not need
 
+    from pipelines.common.cluster import connect
     from pipelines.data.scene_rows import scene_rows
 
     progress = Progress("sample_data")

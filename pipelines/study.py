@@ -21,7 +21,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from longclip.files import whole_directory
-from pipelines import finetune
 from pipelines.common.cluster import connect
 from pipelines.common.entry import run_entry
 from pipelines.common.progress import Progress
@@ -33,6 +32,7 @@ from pipelines.experiments.steps import run_step
 from pipelines.experiments.study_report import StudyReport, stage_plot, stage_result
 from pipelines.experiments.study_settings import StudySettings
 from pipelines.experiments.study_steps import StudySteps
+from pipelines.training.settings import DATA_CPUS
 
 REPORT = "report"
 
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     progress = Progress("study")
     directory = Path(storage_path("output", settings.output))
     claim_directory("output", directory, settings, StudySettings.identity)
-    connect(settings.workers.total_cpus + finetune.DATA_CPUS)
+    connect(settings.workers.total_cpus + DATA_CPUS)
     plan = stages(
         settings.seeds,
         settings.varied_seeds,

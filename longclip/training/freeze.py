@@ -5,12 +5,10 @@ norm after it, every layer before it, and the embeddings (with the norm after th
 have no gradients and no optimizer state, and no autograd graph unless something before them is trained.
 """
 
-from typing import Literal
-
 from torch import nn
 from transformers import CLIPModel
 
-TowerName = Literal["image", "text"]
+from longclip.constants import TowerName
 
 
 def tower_groups(model: CLIPModel, tower: TowerName) -> list[list[nn.Module]]:

@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
+from longclip.constants import Scope
 from longclip.training import distributed
-from longclip.training.pcm import Scope, components
+from longclip.training.pcm import components
 
 MAX_LOGITS = 2**26
 """Logits held at a time in each direction (256 MiB in float32); those of larger batches are recomputed in backward."""

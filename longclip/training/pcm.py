@@ -11,16 +11,15 @@ gradient is NaN as soon as any two singular values are equal.
 Shapes: N rows of the global batch, n rows of this worker, D features, k components.
 """
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from longclip.constants import Scope
 from longclip.training import distributed
-
-Scope = Literal["global", "local"]
 
 
 class Components(NamedTuple):

@@ -46,7 +46,7 @@ from longclip.tokenizer import TokenBatch
 from longclip.training.loss import LossConfig
 from longclip.training.step import ImageTextBatch, PairEncoder, backward, clamp_logit_scale, parameter_groups
 from pipelines.common.cluster import connect
-from pipelines.finetune import DATA_CPUS
+from pipelines.training.settings import DATA_CPUS
 from step_rivals import LENGTH, texts
 
 SIDE, BATCH, DISTINCT, REPORT_EVERY = 56, 16, 8, 10

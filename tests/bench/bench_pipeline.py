@@ -45,11 +45,10 @@ from pipelines.common.model_inputs import ModelInputs, row_key
 from pipelines.common.parquet_set import open_parquet, parquet_writer
 from pipelines.common.rejected_rows import start_quarantine
 from pipelines.common.storage import Storage
-from pipelines.finetune import DATA_CPUS
 from pipelines.training.row_feed import PLACE, WindowReader, feed
 from pipelines.training.row_order import TrainingOrder
 from pipelines.training.row_source import OBJECT_STORE_SHARE
-from pipelines.training.settings import Data
+from pipelines.training.settings import DATA_CPUS, Data
 
 SIDE, BATCH, CONTEXT_LENGTH = 224, 128, 248
 COLUMNS = ["id", "image", "caption", "summary"]

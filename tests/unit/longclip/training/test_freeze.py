@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from longclip.constants import TowerName
 from longclip.errors import ConfigError
 from longclip.stretch import text_positions
-from longclip.training.freeze import TowerName, is_locked, lock_tower, tower_groups
+from longclip.training.freeze import is_locked, lock_tower, tower_groups
 from longclip.training.step import PairEncoder, backward, parameter_groups
 from pipelines.training.initial_model import initial_checkpoint
 from pipelines.training.settings import FinetuneSettings
