@@ -13,16 +13,13 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import ray
 from pydantic import PositiveInt
 
 from pipelines import benchmark, embed, finetune, register, sample_data, summarize
-from pipelines.common.cluster import connect
 from pipelines.common.entry import run_entry
 from pipelines.common.settings import Settings, load_settings
 from pipelines.common.storage import storage_path
 from pipelines.experiments.steps import Step, run_step, serve
-from pipelines.registry.server import tracking_uri
 
 CPUS = 4
 
@@ -45,6 +42,11 @@ class DemoSettings(Settings):
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the entry; `argv` is the command line without the name of the program."""
     settings = load_settings(DemoSettings, __doc__ or "", argv)
+    import ray  # takes seconds with the next ones, and --help does not need them
+
+    from pipelines.common.cluster import connect
+    from pipelines.registry.server import tracking_uri
+
     started = time.monotonic()
     directory = Path(storage_path("output", settings.output))
     os.environ["MLFLOW_TRACKING_URI"] = tracking_uri(directory)
@@ -53,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for number, step in enumerate(steps, start=1):
         run_step(f"[{number}/{len(steps)}]", step, directory)
     print(f"\nSynthetic scenes, {settings.test_rows} held out, before and after:\n")
-    print((directory / "benchmark" / benchmark.REPORT).read_text())
+    print((directory / "benchmark" / "report.md").read_text())
     print(f"demo: {len(steps)} steps, {time.monotonic() - started:.0f} s; all files are in {directory}", flush=True)
     if settings.serve:
         serve(directory, settings.port, ray.get_runtime_context().gcs_address)
@@ -81,7 +83,7 @@ def demo_steps(settings: DemoSettings, directory: Path) -> list[Step]:
             output=checkpoint.parent,
         ),
         Step("benchmark", benchmark, tasks=f"{{{tasks}}}", models=models, output=bench),
-        Step("register", register, checkpoint=checkpoint, results=bench / benchmark.RESULTS, alias="champion"),
+        Step("register", register, checkpoint=checkpoint, results=bench / "results.json", alias="champion"),
         Step("embed and index the scenes", embed, input=test, model=checkpoint, output=directory / "index"),
     ]
 

@@ -5,32 +5,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pydantic import Field
 from upath import UPath
 
 from pipelines.common.cluster import connect
-from pipelines.common.settings import Settings
-from pipelines.common.storage import Storage, storage_path
-from pipelines.common.workers import Workers
+from pipelines.common.storage import storage_path
 from pipelines.evaluation.measured import Measured
 from pipelines.evaluation.measuring import measure
-from pipelines.evaluation.tasks import Task, TaskSettings, open_task
+from pipelines.evaluation.settings import MeasureSettings
+from pipelines.evaluation.tasks import Task, open_task
 from pipelines.registry.model_cache import local_model
 from pipelines.registry.server import tracking_uri
-
-
-class MeasureSettings(Settings):
-    """Settings of every job that measures models."""
-
-    tasks: dict[str, TaskSettings] = Field(min_length=1)
-    """Tasks by name. Each has `input`, and may have protocol, kind (retrieval, zero_shot), text (long,
-    short), classes, templates (simple, openai), source (as for prepare) and subset."""
-    storage: Storage = Storage()
-    workers: Workers = Workers()
-    max_rejected_fraction: float = Field(default=0.0, ge=0, le=1)
-    """Maximum share of unusable rows. 0 by default, as fewer candidates would improve the figures."""
-    cache: str = "~/.cache/longclip/models"
-    """Directory for downloaded and converted models; on a cluster, one that all nodes share."""
 
 
 class MeasureJob:

@@ -1,29 +1,19 @@
 """The result of a task as JSON: each model's figures with intervals, paired comparisons, and the papers' figures."""
 
 from collections.abc import Mapping
-from functools import cache
-from pathlib import Path
 from typing import Any
-
-import yaml
 
 from longclip.evaluation.significance import compare_paired
 from longclip.text.perturbations import CHANGES
 from pipelines.evaluation.measured import Answers, Measured, compare
 from pipelines.evaluation.measuring import CUTS
+from pipelines.evaluation.paper_figures import paper_figures
 from pipelines.evaluation.tasks import Task
 
-PAPER_FIGURES = Path(__file__).with_name("paper_figures.yaml")
 TOLERANCE = 0.5
 """Points within which a paper's figure counts as reproduced: the effect of precision and of re-encoded images."""
 
 SIGNIFICANT = 0.05
-
-
-@cache
-def paper_figures() -> dict[str, list[dict[str, Any]]]:
-    """Figures of papers by the name of their model."""
-    return yaml.safe_load(PAPER_FIGURES.read_text())
 
 
 def task_result(

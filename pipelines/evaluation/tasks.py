@@ -15,6 +15,7 @@ from pipelines.common.storage import Storage, existing_path, explained
 from pipelines.data.sources.opening import open_source
 from pipelines.data.sources.settings import SourceSettings
 from pipelines.data.sources.source import Source
+from pipelines.evaluation.settings import TaskSettings
 
 FILE = Path(__file__).with_name("protocols.yaml")
 CLASSES = Path(__file__).with_name("classes")
@@ -42,27 +43,6 @@ class Protocol(Settings):
     expected_images: PositiveInt | None = None
     expected_texts: PositiveInt | None = None
     note: str = ""
-
-
-class TaskSettings(Settings):
-    """A task: `--set tasks.urban1k.input=/data/Urban1k`."""
-
-    input: str
-    """Directory, annotation file or Parquet of the data."""
-    protocol: str | None = None
-    """Name in protocols.yaml; null for the name of the task if it is a protocol, or else no protocol."""
-    kind: Literal["retrieval", "zero_shot"] = "retrieval"
-    """Kind of task, without a protocol."""
-    text: Literal["long", "short"] = "long"
-    """Kind of the captions, without a protocol."""
-    templates: str = "simple"
-    """Prompt templates, without a protocol: `simple` or `openai`."""
-    classes: str | None = None
-    """File of class names, one per line in the order of their numbers, without a protocol; null for the labels."""
-    source: SourceSettings = SourceSettings()
-    """How the data is read; a protocol sets `format` and `split`."""
-    subset: bool = False
-    """Accept other counts than those of the protocol. The result is then marked as NOT the protocol's."""
 
 
 @dataclass(frozen=True)

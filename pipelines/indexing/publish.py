@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import ray
-from pydantic import Field, PositiveInt
 from upath import UPath
 
 from longclip.checkpoint import Checkpoint
@@ -30,25 +29,12 @@ from longclip.index.manifest import (
 )
 from longclip.index.published import PublishedIndex, shard_name
 from longclip.index.shard import write_shard
-from pipelines.common.settings import Settings
 from pipelines.common.storage import Storage, is_local, open_path
 from pipelines.common.whole_files import make_directory, remove, write_whole
+from pipelines.indexing.settings import PublishSettings
 from pipelines.indexing.table import CONTENT, MODEL, IndexTable, read_rows, vector_column
 
 READ_ROWS = 8192
-
-
-class PublishSettings(Settings):
-    """Settings of the published versions."""
-
-    exact_rows: PositiveInt = 200_000
-    """Maximum items of a shard that is searched exactly, by comparing all vectors; larger ones get an IVF structure."""
-    shard_rows: PositiveInt = 2_000_000
-    """Maximum items of a shard. Shards are built, and may be searched, on different machines."""
-    min_recall: float = Field(default=0.95, ge=0, le=1)
-    """Minimum recall of the exact top ten for text queries; below it nothing is published."""
-    gate_queries: PositiveInt = 1000
-    """Number of items whose captions and images are the queries of that measurement."""
 
 
 def publish_changes(

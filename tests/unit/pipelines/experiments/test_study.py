@@ -11,10 +11,11 @@ import torch
 from longclip.errors import ConfigError, LongClipError
 from longclip.evaluation.metrics import Ranks
 from pipelines import benchmark, study
-from pipelines.benchmark import BenchmarkSettings
 from pipelines.common.run_directory import claim_directory
 from pipelines.common.settings import load_settings
 from pipelines.evaluation.measured import WHOLE, Answers, Measured, write_ranks
+from pipelines.evaluation.settings import BenchmarkSettings
+from pipelines.experiments import study as study_job
 from pipelines.experiments.cells import ARMS, PAIRS, Cell, Stage, stages
 from pipelines.experiments.steps import Step
 from pipelines.experiments.study_report import StudyReport, stage_plot, stage_result
@@ -158,8 +159,8 @@ def test_the_report_holds_every_stage_that_is_complete(
         if step.entry is benchmark and not (directory / "cells" / name).exists():
             write_hits(directory / "cells", name, np.arange(40) % (2 + len(name) % 3) == 0)
 
-    monkeypatch.setattr(study, "connect", lambda cpus: None)
-    monkeypatch.setattr(study, "run_step", run_step)
+    monkeypatch.setattr(study_job, "connect", lambda cpus: None)
+    monkeypatch.setattr(study_job, "run_step", run_step)
     command = [f"output={tmp_path}", "seeds=[3, 4]", "varied_seeds=[3]", "strategies=[extractive, drop_first]"]
     arguments = [part for setting in command for part in ("--set", setting)]
     with pytest.raises(LongClipError, match="the machine was lost"):
