@@ -8,7 +8,7 @@ Serve that version by its name: `serve run serving.app:build model=models:/longc
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from longclip.errors import CheckpointError, DataError
 from longclip.model_uri import ModelUri
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from pipelines.registry.versions import register_checkpoint
 
     uri = tracking_uri(directory.parent.parent)
-    card = model_card(settings.name, directory, _task_results(settings), settings.results_model)
+    card = model_card(settings.name, directory, _measured(settings))
     version = register_checkpoint(uri, directory, settings.name, settings.experiment, metrics, settings.alias, card)
     progress.summary(1, 1, 0, f"{ModelUri(settings.name, str(version))}, alias {settings.alias}, at {uri}")
 
@@ -65,12 +65,21 @@ def _figures(settings: RegisterSettings) -> dict[str, float]:
     return {key: float(value) for key, value in results[name].items() if isinstance(value, int | float)}
 
 
-def _task_results(settings: RegisterSettings) -> list[dict[str, Any]]:
-    """Results of each task, which the benchmark wrote next to results.json."""
+def _measured(settings: RegisterSettings) -> list[str]:
+    """The first table of each task, of this model alone; the benchmark wrote a JSON per task next to results.json."""
     if not settings.results:
         return []
+    from pipelines.evaluation.report import tables
+
+    sections = []
     path = Path(storage_path("results", settings.results))
-    return [json.loads(file.read_text()) for file in sorted(path.parent.glob("*.json")) if file != path]
+    for file in sorted(path.parent.glob("*.json")):
+        if file != path:
+            result = json.loads(file.read_text())
+            name = settings.results_model or list(result["models"])[-1]
+            alone = result | {"models": {name: result["models"][name]}, "comparisons": [], "paper_figures": []}
+            sections.append(f"### {result['task']}: {result['protocol']}\n\n{next(tables(alone)).markdown()}")
+    return sections
 
 
 if __name__ == "__main__":

@@ -3,12 +3,10 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from longclip.checkpoint import MANIFEST, checkpoint_id
-from pipelines.evaluation.report import tables
 
 LIMITS = """\
 - Texts of more than {context_length} tokens are cut, or refused where the caller asks for that.
@@ -18,14 +16,13 @@ LIMITS = """\
 - A figure above holds for its set and its number of candidates; more candidates make every recall smaller."""
 
 
-def model_card(name: str, checkpoint: Path, results: Sequence[dict[str, Any]], model: str | None) -> str:
+def model_card(name: str, checkpoint: Path, measured: Sequence[str]) -> str:
     """A card in Markdown.
 
     Args:
         name: registered model.
         checkpoint: checkpoint directory.
-        results: results of tasks, as `benchmark` writes one JSON each.
-        model: name of this checkpoint in the results; the last one where None.
+        measured: a section in Markdown for each task that it was measured on.
     """
     manifest = json.loads((checkpoint / MANIFEST).read_text())
     metadata, context_length = manifest.get("metadata", {}), manifest["context_length"]
@@ -41,16 +38,8 @@ def model_card(name: str, checkpoint: Path, results: Sequence[dict[str, Any]], m
     parts = [f"# {name}", "An image-text model of the CLIP family that reads long text (Long-CLIP, arXiv 2403.15378)."]
     parts.append("\n".join(f"- {fact}: {value}" for fact, value in facts.items()))
     parts.append("## Measured")
-    parts += [_measured(result, model) for result in results] or ["Nothing was measured when it was registered."]
+    parts += measured or ["Nothing was measured when it was registered."]
     parts += ["## Limits", LIMITS.format(context_length=context_length, checkpoint_id=identity)]
     if metadata:
         parts += ["## Recipe", f"```yaml\n{yaml.safe_dump(metadata, sort_keys=False).strip()}\n```"]
     return "\n\n".join(parts) + "\n"
-
-
-def _measured(result: dict[str, Any], model: str | None) -> str:
-    """The first table of a task, of this model alone."""
-    name = model or list(result["models"])[-1]
-    alone = result | {"models": {name: result["models"][name]}, "comparisons": [], "paper_figures": []}
-    table = next(tables(alone))
-    return f"### {result['task']}: {result['protocol']}\n\n{table.markdown()}"
