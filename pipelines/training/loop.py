@@ -1,7 +1,6 @@
 """The loop that every training worker runs."""
 
 import logging
-import time
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -37,6 +36,7 @@ from pipelines.training.checkpoints import on_cpu, read_state, write_state
 from pipelines.training.initial_model import initial_checkpoint
 from pipelines.training.row_source import Source
 from pipelines.training.settings import FinetuneSettings
+from pipelines.training.throughput import Throughput
 from pipelines.training.validation import validate
 
 MIXER = 0x9E3779B97F4A7C1 | 1
@@ -56,7 +56,7 @@ def train_loop(config: dict[str, Any]) -> None:
     disable_progress_bar()
     run = TrainingRun(FinetuneSettings.model_validate(config["settings"]), config)
     run.resume()
-    for batch in run.speed.waiting(run.batches()):
+    for batch in run.throughput.timed(run.batches()):
         run.train_step(batch)
         save = run.step == run.total_steps or run.step % run.settings.checkpoints.every_steps == 0
         if save or run.step % run.settings.log_every_steps == 0:
@@ -67,42 +67,6 @@ def draw_texts(columns: dict[str, Tensor], name: str, seed: int) -> TokenBatch:
     """One of the candidate texts of each row, by the row's id and the seed: the same on any number of workers."""
     salted = (columns["row_key"] ^ zlib.crc32(f"{name}{seed}".encode())) * MIXER
     return chosen_texts(columns, name, (salted >> 32) % columns[f"{name}_count"])
-
-
-class Speed:
-    """What a worker has done since its last report."""
-
-    def __init__(self) -> None:
-        self.start_again()
-
-    def start_again(self) -> None:
-        """Forget what was counted."""
-        self.pairs, self.tokens, self.waited, self.since = 0, 0, 0.0, time.monotonic()
-
-    def waiting(self, batches: Iterator[ImageTextBatch]) -> Iterator[ImageTextBatch]:
-        """The batches; the time until each of them comes is counted."""
-        while True:
-            before = time.monotonic()
-            batch = next(batches, None)
-            self.waited += time.monotonic() - before
-            if batch is None:
-                return
-            yield batch
-
-    def count(self, batch: ImageTextBatch) -> None:
-        """Count a batch that was trained on."""
-        self.pairs += len(batch)
-        self.tokens += sum(int(tokens.lengths.sum()) for tokens in (batch.caption, batch.summary) if tokens is not None)
-
-    def metrics(self, workers: int, batch_size: int) -> dict[str, float]:
-        """Pairs and tokens a second of all workers, if all are as fast as this one; the share of time without data."""
-        seconds = time.monotonic() - self.since
-        return {
-            "batch_seconds": seconds * batch_size / max(1, self.pairs),
-            "pairs_per_second": self.pairs * workers / seconds,
-            "tokens_per_second": self.tokens * workers / seconds,
-            "data_wait_share": self.waited / seconds,
-        }
 
 
 class TrainingRun:
@@ -135,7 +99,7 @@ class TrainingRun:
         self.skipped_steps = 0
         self.losses: dict[str, Tensor] = {}
         self.gradient_norm = torch.tensor(0.0)
-        self.speed = Speed()
+        self.throughput = Throughput()
 
     def _parallel(self) -> PairEncoder | DistributedDataParallel:
         """Both towers on this worker's device, as one module that works with those of the other workers."""
@@ -175,7 +139,7 @@ class TrainingRun:
             self._skip()
         self.schedule.step()
         self.step += 1
-        self.speed.count(batch)
+        self.throughput.count(batch)
 
     def _skip(self) -> None:
         self.skipped_steps += 1
@@ -201,7 +165,7 @@ class TrainingRun:
             "logit_scale": float(self.checkpoint.model.logit_scale.detach().exp()),
             "gradient_norm": float(self.gradient_norm),
             "skipped_steps": self.skipped_steps,
-            **self.speed.metrics(world_size(), self.batch_size),
+            **self.throughput.metrics(world_size(), self.batch_size),
         }
         if save:
             metrics |= self._validate()
@@ -215,7 +179,7 @@ class TrainingRun:
             delete_local_checkpoint_after_upload=False,
             checkpoint_upload_fn=write,
         )
-        self.speed.start_again()
+        self.throughput.reset()
 
     def _validate(self) -> dict[str, float]:
         if self.validation is None:
