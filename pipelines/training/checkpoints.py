@@ -1,4 +1,4 @@
-"""What a checkpoint of a run holds: the model as a Hugging Face directory, and all that training needs to go on."""
+"""Checkpoints of a run: the model as a Hugging Face directory, and the state that training resumes from."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ MODEL_DIR, STATE_FILE = "checkpoint", "training_state.pt"
 
 
 def on_cpu(value: Any) -> Any:
-    """Copies of the tensors in nested dicts and lists, on the CPU: training may go on and change the originals."""
+    """Copies of the tensors in nested dicts and lists, on the CPU: training may continue and change the originals."""
     if isinstance(value, torch.Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, dict):
@@ -25,20 +25,20 @@ def on_cpu(value: Any) -> Any:
 def write_state(
     directory: Path, checkpoint: Checkpoint, weights: dict[str, Any], state: dict[str, Any], metadata: dict[str, Any]
 ) -> None:
-    """Write a checkpoint of a run, whole.
+    """Write a checkpoint of a run atomically.
 
     Args:
-        directory: its final place.
-        checkpoint: model (of which the configuration counts only), tokenizer and transform.
+        directory: final path; created when the checkpoint is complete.
+        checkpoint: configuration of the model, tokenizer and transform; its weights are not used.
         weights: state dict of the model that users load.
         state: tensors and plain values, for `read_state`.
-        metadata: facts about the origin, for the model's manifest.
+        metadata: where the model comes from, for its manifest.
     """
-    with whole_directory(directory) as aside:
-        save_checkpoint(checkpoint, aside / MODEL_DIR, metadata, weights)
-        torch.save(state, aside / STATE_FILE)
+    with whole_directory(directory) as partial:
+        save_checkpoint(checkpoint, partial / MODEL_DIR, metadata, weights)
+        torch.save(state, partial / STATE_FILE)
 
 
 def read_state(directory: Path) -> dict[str, Any]:
-    """What `write_state` was given as `state`; its tensors are read from the file when they are needed."""
+    """The `state` that `write_state` stored. Tensors are memory-mapped: they are read when they are used."""
     return torch.load(directory / STATE_FILE, weights_only=True, mmap=True)

@@ -19,11 +19,11 @@ from pipelines.training.settings import Architecture, FinetuneSettings, Model, T
 
 
 def initial_checkpoint(settings: FinetuneSettings) -> Checkpoint:
-    """The model as it is before the first step; the same in every process.
+    """The model before the first step; the same in every process.
 
     Raises:
-        CheckpointError: `model.base` cannot be read or is no CLIP.
-        ConfigError: its positions cannot be stretched, or its towers be locked, as the settings say.
+        CheckpointError: `model.base` cannot be read, is not a CLIP model, or is stretched already.
+        ConfigError: its positions cannot be stretched, or its towers cannot be locked, as the settings ask.
     """
     torch.manual_seed(settings.seed)
     architecture = settings.model.architecture

@@ -24,7 +24,7 @@ from pipelines.training.callbacks import MetricsToMlflow, MetricsToPrometheus
 from pipelines.training.checkpoints import MODEL_DIR
 from pipelines.training.initial_model import initial_checkpoint
 from pipelines.training.loop import train_loop
-from pipelines.training.row_feed import PLACE
+from pipelines.training.row_feed import POSITION
 from pipelines.training.row_source import Source, training_rows, validation_rows
 from pipelines.training.settings import DATA_CPUS, FinetuneSettings
 
@@ -56,7 +56,7 @@ def finetune(settings: FinetuneSettings) -> None:
         settings.model.base,
         checkpoint.context_length,
         quarantine,
-        keep=[PLACE],
+        keep=[POSITION],
     )
     held_out = f", validated on {validation.steps * settings.streams}" if validation else ""
     print(

@@ -50,9 +50,9 @@ def train_loop(config: dict[str, Any]) -> None:
 
     Args:
         config: `settings` (of `FinetuneSettings`, as JSON values), `run_directory`, the `Source` to
-            `train` on and that of `validation` or None, and a handle of the `quarantine`.
+            `train` on, that of `validation` or None, and a handle of the `quarantine`.
     """
-    logging.getLogger().setLevel(logging.WARNING)  # Ray tells each report on every worker
+    logging.getLogger().setLevel(logging.WARNING)  # Ray logs each report on every worker
     disable_progress_bar()
     run = TrainingRun(FinetuneSettings.model_validate(config["settings"]), config)
     run.resume()
@@ -64,7 +64,7 @@ def train_loop(config: dict[str, Any]) -> None:
 
 
 def draw_texts(columns: dict[str, Tensor], name: str, seed: int) -> TokenBatch:
-    """One of the candidate texts of each row, by the row's id and the seed: the same on any number of workers."""
+    """One of the candidate texts of each row, chosen by its id and the seed: the same for any number of workers."""
     salted = (columns["row_key"] ^ zlib.crc32(f"{name}{seed}".encode())) * MIXER
     return chosen_texts(columns, name, (salted >> 32) % columns[f"{name}_count"])
 
@@ -102,18 +102,18 @@ class TrainingRun:
         self.throughput = Throughput()
 
     def _parallel(self) -> PairEncoder | DistributedDataParallel:
-        """Both towers on this worker's device, as one module that works with those of the other workers."""
+        """Both towers on this worker's device, as one module synchronised with the other workers."""
         workers = self.settings.workers
         encoder = PairEncoder(self.checkpoint.model, self.checkpoint.transform, workers.checkpoint_layers).train()
         if workers.strategy == "fsdp":
             encoder = ray.train.torch.prepare_model(encoder, parallel_strategy=None)
             shard(encoder)
             return encoder
-        # CLIP's only buffers are position numbers: there is nothing to keep alike between workers.
+        # CLIP's only buffers are position numbers: there is nothing to synchronise between workers.
         return ray.train.torch.prepare_model(encoder, parallel_strategy_kwargs={"broadcast_buffers": False})
 
     def batches(self) -> Iterator[ImageTextBatch]:
-        """This worker's part of every global batch that is left."""
+        """This worker's part of every remaining global batch."""
         steps = range(self.step, self.total_steps)
         for step, columns in zip(
             steps, self.train.batches(steps, self.batch_size, self.settings.workers.cpus), strict=True
@@ -123,9 +123,9 @@ class TrainingRun:
             yield ImageTextBatch(columns["pixels"], texts[0], texts[1] if len(texts) > 1 else None)
 
     def train_step(self, batch: ImageTextBatch) -> None:
-        """One update of the parameters; none if the gradient is not finite, the same decision on all workers."""
+        """Update the parameters, or skip the step if the gradient is not finite; all workers decide alike."""
         optim = self.settings.optim
-        # Whatever a model draws (dropout) depends on the step alone: a resumed run draws the same.
+        # Random numbers of the model (dropout) depend on the step and the worker: a resumed run draws the same.
         torch.manual_seed(hash((self.settings.seed, self.step, rank())))
         self.optimizer.zero_grad(set_to_none=True)
         self.losses = backward(self.encoder, batch, self.loss, optim.chunk_size, self.settings.workers.bf16)
@@ -153,7 +153,7 @@ class TrainingRun:
     def report(self, save: bool) -> None:
         """Report averaged losses and speed to Ray Train, with validation and a checkpoint if `save`.
 
-        All workers call it alike. The checkpoint is a copy, written while training goes on.
+        All workers must call it at the same step. The checkpoint is a copy, written while training continues.
         """
         metrics: dict[str, float] = {
             name: (sum_over_workers(loss) / world_size()).item() for name, loss in self.losses.items()
@@ -191,8 +191,9 @@ class TrainingRun:
             return validate(model, self.checkpoint.transform, batches, self.texts)
 
     def _writer(self) -> Callable[[ray.train.Checkpoint, str], ray.train.Checkpoint] | None:
-        """Writes a checkpoint of this step, whenever it is called: on the first worker, which gets the parts of all."""
-        sharded = self.settings.workers.strategy == "fsdp"  # what is put together need not fit on the device
+        """Function that writes a checkpoint of this step, even if it is called later; None on all workers but the
+        first, which collects the parts of the others."""
+        sharded = self.settings.workers.strategy == "fsdp"  # the whole state may not fit on the device
         options = StateDictOptions(full_state_dict=True, cpu_offload=sharded)
         weights, optimizer = get_state_dict(self.checkpoint.model, self.optimizer, options=options)
         if rank() > 0:
@@ -221,7 +222,7 @@ class TrainingRun:
         return write
 
     def resume(self) -> None:
-        """Go on from the last checkpoint of a broken run with the same settings, if there is one."""
+        """Resume from the last checkpoint of an interrupted run with the same settings, if there is one."""
         last = ray.train.get_checkpoint()
         if last is None:
             return

@@ -1,12 +1,11 @@
 """Which rows each step of training sees.
 
-The order is arithmetic on a seed, the rows of the row groups and the size of the global batch. It does not depend on
-how many workers there are or how fast they read, so a run goes on at any step, with any number of workers, as if
-nothing had happened.
+The order is computed from a seed, the sizes of the row groups and the global batch size. It does not depend on the
+number of workers or their speed, so a run can resume at any step with any number of workers and sees the same batches.
 
 An epoch puts the row groups in a random order and cuts the rows in that order into `streams` of equal length. A stream
-is shuffled within windows of consecutive rows, which is what a reader holds at once. A global batch takes equally many
-rows of every stream, and a worker reads the streams that are its own.
+is shuffled within windows of consecutive rows; a reader holds one window in memory. A global batch takes the same
+number of rows from every stream, and each worker reads its share of the streams.
 """
 
 from dataclasses import dataclass
@@ -17,28 +16,29 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Window:
-    """Rows that one worker reads at once, in the order of its steps."""
+    """Rows that one worker reads together, in the order of its steps."""
 
     epoch: int
     steps: int
     groups: np.ndarray
-    """`[n]` row group of each row, a number among those of all files."""
+    """`[n]` row group of each row, counted over all files."""
     rows: np.ndarray
-    """`[n]` its place in the row group."""
+    """`[n]` position of each row in its row group."""
     share: int
-    """Rows of each stream in a step; rows lie by step, then by stream."""
+    """Rows of each stream in a step. Rows are sorted by step, then by stream."""
 
     @property
     def step_rows(self) -> int:
-        """Rows of a step."""
+        """Rows of a step on this worker."""
         return len(self.rows) // self.steps
 
-    def stand_ins(self, places: np.ndarray, attempt: int) -> np.ndarray:
-        """Places `[m]` of rows that may stand in for those at `places [m]`, others in each attempt, 0 for themselves.
+    def substitutes(self, positions: np.ndarray, attempt: int) -> np.ndarray:
+        """Positions `[m]` of rows to use instead of those at `positions [m]`. Attempt 0 gives the rows themselves;
+        each further attempt gives other rows.
 
-        They lie in the same stream, a step later: they are the same on any number of workers.
+        A substitute comes from the same stream, a step later, so it is the same for any number of workers.
         """
-        step, rest = np.divmod(places, self.step_rows)
+        step, rest = np.divmod(positions, self.step_rows)
         stream, slot = np.divmod(rest, self.share)
         moved = (step * self.share + slot + attempt * (self.share + 1)) % (self.steps * self.share)
         step, slot = np.divmod(moved, self.share)
@@ -49,7 +49,7 @@ class Window:
 class TrainingOrder:
     """The rows of every step.
 
-    Each epoch leaves out what does not fill a global batch: `rows % global_batch_size` rows, others in each epoch.
+    Each epoch leaves out the rows that do not fill a global batch: `rows % global_batch_size`, others in each epoch.
     """
 
     row_groups: tuple[int, ...]
@@ -58,7 +58,7 @@ class TrainingOrder:
     streams: int
     """Divides the global batch size; a multiple of the number of workers."""
     window_rows: int
-    """Rows of a stream that are read and shuffled together, rounded up to its part of whole global batches."""
+    """Rows of a stream that are read and shuffled together, rounded up to a whole number of steps."""
     seed: int
 
     @property
@@ -68,7 +68,7 @@ class TrainingOrder:
 
     @property
     def steps_per_window(self) -> int:
-        """Steps of each window but the last of an epoch."""
+        """Steps of each window, except that the last one of an epoch may be shorter."""
         return min(self.steps_per_epoch, -(-self.window_rows * self.streams // self.global_batch_size))
 
     @property
@@ -77,8 +77,8 @@ class TrainingOrder:
         return -(-self.steps_per_epoch // self.steps_per_window)
 
     def windows(self, steps: range) -> list[dict[str, int]]:
-        """The windows that some steps lie in: `window`, counted over all epochs, and in it the steps from `first` to
-        before `end`."""
+        """The windows that cover some steps: `window`, counted over all epochs, and its steps `first` to `end`,
+        exclusive."""
         windows = []
         step = steps.start
         while step < steps.stop:
@@ -92,7 +92,7 @@ class TrainingOrder:
         return windows
 
     def window(self, number: int, worker: int, workers: int) -> Window:
-        """What one of the workers reads for a window.
+        """The rows that one worker reads for a window.
 
         Args:
             number: window, counted over all epochs.
@@ -103,21 +103,21 @@ class TrainingOrder:
         first = window * self.steps_per_window
         steps = min(self.steps_per_window, self.steps_per_epoch - first)
         share = self.global_batch_size // self.streams  # rows of a stream in a step
-        own = self.streams // workers
-        positions = np.empty((steps, own, share), np.int64)
-        for slot, stream in enumerate(range(worker * own, (worker + 1) * own)):
+        worker_streams = self.streams // workers
+        positions = np.empty((steps, worker_streams, share), np.int64)
+        for slot, stream in enumerate(range(worker * worker_streams, (worker + 1) * worker_streams)):
             start = (stream * self.steps_per_epoch + first) * share
             shuffled = np.random.default_rng([self.seed, epoch, stream, window]).permutation(steps * share)
             positions[:, slot] = (start + shuffled).reshape(steps, share)
         order, ends = _epoch(self.row_groups, self.seed, epoch)
         flat = positions.ravel()
-        which = np.searchsorted(ends, flat, side="right")
-        starts = ends[which] - np.asarray(self.row_groups)[order[which]]
-        return Window(epoch, steps, order[which], flat - starts, share)
+        groups = np.searchsorted(ends, flat, side="right")  # as numbers in the order of the epoch
+        starts = ends[groups] - np.asarray(self.row_groups)[order[groups]]
+        return Window(epoch, steps, order[groups], flat - starts, share)
 
 
 @lru_cache(maxsize=2)
 def _epoch(row_groups: tuple[int, ...], seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-    """Row groups in the order of an epoch, and where each of them ends."""
+    """Row groups in the order of an epoch, and the position in that order where each one ends."""
     order = np.random.default_rng([seed, epoch]).permutation(len(row_groups))
     return order, np.cumsum(np.asarray(row_groups)[order])

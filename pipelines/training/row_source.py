@@ -1,4 +1,4 @@
-"""The rows that a run trains and validates on: which they are, and how a worker gets its part of them."""
+"""The rows that a run trains and validates on, and how a worker gets its part of them."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,16 +16,16 @@ from pipelines.training.row_order import TrainingOrder
 from pipelines.training.settings import FinetuneSettings
 
 OBJECT_STORE_SHARE = 0.4
-"""Of the object store, for rows on their way to the workers."""
+"""Share of the object store for rows on their way to the workers."""
 
 VALIDATION_WINDOW_ROWS = 256
-READ_AGAIN_WARNING = 3
-"""Times that each row is read, from which on the user hears of it."""
+MAX_READS_PER_EPOCH = 3
+"""Above this, a warning says how often each row group is read."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of a set in the order of steps."""
+    """Rows of a data set in the order of training steps."""
 
     data: ParquetSet
     columns: list[str]
@@ -35,7 +35,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Source:
-    """Rows, and what they become for the model."""
+    """Rows, and how they become inputs of the model."""
 
     rows: Rows
     inputs: ModelInputs
@@ -43,13 +43,13 @@ class Source:
     def batches(self, steps: range, batch_size: int, worker_cpus: int) -> Iterator[dict[str, Tensor]]:
         """This worker's part of some steps, `batch_size` rows at a time.
 
-        They are read and decoded by this worker's share of the CPUs and the object store that the cluster has beside
-        the `worker_cpus` of each training worker.
+        They are read and decoded with this worker's share of the cluster's object store and of the CPUs that the
+        `worker_cpus` of each training worker leave free.
         """
-        free = ray.cluster_resources()
+        cluster = ray.cluster_resources()
         reader = WindowReader(self.rows.data, self.rows.order, self.inputs, self.rows.columns, rank(), world_size())
-        cpus = free["CPU"] / world_size() - worker_cpus
-        memory = OBJECT_STORE_SHARE * free["object_store_memory"] / world_size()
+        cpus = cluster["CPU"] / world_size() - worker_cpus
+        memory = OBJECT_STORE_SHARE * cluster["object_store_memory"] / world_size()
         return feed(reader, steps, batch_size, cpus, memory)
 
 
@@ -57,7 +57,7 @@ def training_rows(settings: FinetuneSettings) -> Rows:
     """The rows of `input` in all steps.
 
     Raises:
-        DataError: they cannot be read, or are fewer than one global batch.
+        DataError: they cannot be read, or there are fewer than one global batch.
     """
     columns = _columns(settings)
     data = open_parquet("input", settings.input, settings.storage, columns, split="train")
@@ -71,29 +71,29 @@ def training_rows(settings: FinetuneSettings) -> Rows:
             f" optim.per_worker_batch_size={settings.optim.per_worker_batch_size}); give more rows or a smaller batch"
         )
     window = order.steps_per_window * settings.global_batch_size // settings.streams
-    again = max(data.row_groups) / window
-    if again > READ_AGAIN_WARNING and order.windows_per_epoch > 1:
+    reads = max(data.row_groups) / window
+    if reads > MAX_READS_PER_EPOCH and order.windows_per_epoch > 1:
         print(
-            f"warning: input='{data.root}' has row groups of {max(data.row_groups)} rows, each of which is read"
-            f" about {again:.0f} times an epoch; prepare.py writes small ones, or raise data.shuffle_window",
+            f"warning: input='{data.root}' has row groups of {max(data.row_groups)} rows; each is read about"
+            f" {reads:.0f} times per epoch. Rewrite the data with prepare.py, or raise data.shuffle_window",
             flush=True,
         )
     return Rows(data, columns, order, order.steps_per_epoch * settings.optim.epochs)
 
 
 def validation_rows(settings: FinetuneSettings) -> Rows | None:
-    """The rows to validate on, the same at every checkpoint and on any number of workers; None where there are none.
+    """The rows to validate on, the same at every checkpoint and for any number of workers; None if there are none.
 
     Raises:
         DataError: `validation.input` cannot be read, or has fewer rows than `data.streams`.
-        ConfigError: the settings ask for the best checkpoint, but there is nothing to validate on.
+        ConfigError: the settings ask for the best checkpoint, but there are no rows to validate on.
     """
     data = _validation_set(settings) if settings.validation.rows else None
     if data is None:
         if settings.checkpoints.publish == "best":
             raise ConfigError(
-                "checkpoints.publish=best needs rows to validate on: give validation.input, or an input with a split"
-                " 'val' and validation.rows above 0; or publish the last one"
+                "checkpoints.publish=best needs rows to validate on: set validation.input, or use an input with a split"
+                " 'val' and validation.rows above 0; or set checkpoints.publish=last"
             )
         return None
     steps = min(settings.validation.rows, data.rows) // settings.streams

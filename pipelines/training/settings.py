@@ -21,8 +21,8 @@ RECIPES = Path(longclip.training.__path__[0]) / "recipes"
 
 
 DATA_CPUS = 3
-"""Logical CPUs of the data pipeline on a local Ray. The third one serves tasks that only pass on their rows: on a
-machine with two cores it reads 15 % more rows per second."""
+"""Logical CPUs of the data pipeline on a local Ray. The third one runs tasks that only pass rows on: a machine with
+two cores then reads 15 % more rows per second."""
 
 
 class Data(Settings):
@@ -42,7 +42,7 @@ class Validation(Settings):
     """Retrieval in both directions at every checkpoint, over all workers."""
 
     input: str | None = None
-    """Parquet with the columns of data.train; empty takes the split `val` of input, where it has one."""
+    """Parquet with the columns of input; empty: the split `val` of input, if it has one."""
     rows: int = Field(1000, ge=0)
     """Size of the fixed sample to measure on; 0 turns validation off."""
 
@@ -83,21 +83,23 @@ class Model(Settings):
     positions: Literal["stretch", "interpolate", "keep"] = "stretch"
     """How text positions grow: knowledge-preserving stretch, plain interpolation to the same length, or not at all."""
     kept_positions: int = Field(20, ge=0)
-    """First positions that are kept by the stretch, and frozen while training."""
+    """First positions that the stretch keeps; they are frozen during training."""
     stretch_factor: PositiveInt = 4
     """Factor by which the other positions are stretched: 20 + (77 - 20) * 4 = 248."""
     lock_image: bool = False
-    """Keep the image tower as it is, and train the text tower to it (LiT)."""
+    """Freeze the image tower and train the text tower to match it (LiT)."""
     lock_image_unlocked_groups: int = Field(0, ge=0)
-    """Groups of a locked image tower that train all the same, from its output: projection, last layer, ..."""
+    """Number of groups of a locked image tower that are still trained, counted from its output: projection, last layer,
+    ..."""
     lock_text: bool = False
-    """Keep the text tower as it is, its stretched positions too."""
+    """Freeze the text tower, including its stretched positions."""
     lock_text_unlocked_groups: int = Field(0, ge=0)
-    """Groups of a locked text tower that train all the same, from its output: projection, last layer, ..."""
+    """Number of groups of a locked text tower that are still trained, counted from its output: projection, last layer,
+    ..."""
 
     @property
     def locks(self) -> list[tuple[TowerName, bool, int]]:
-        """Of each tower: whether it is locked, and how many of its groups train all the same."""
+        """For each tower: whether it is locked, and how many of its groups are still trained."""
         return [
             ("image", self.lock_image, self.lock_image_unlocked_groups),
             ("text", self.lock_text, self.lock_text_unlocked_groups),
@@ -108,18 +110,18 @@ class Loss(Settings):
     """The objective."""
 
     summary_loss_weight: float = Field(0.1, ge=0)
-    """Weight of the summary (PCM) loss; 0 leaves it out. Official code: 1.0."""
+    """Weight of the summary (PCM) loss; 0 turns it off. Official code: 1.0."""
     pca_dim: PositiveInt = 32
     """Principal components of the image features that summaries are matched to."""
     pca_scope: Scope = "global"
-    """Rows the components are taken of: the global batch, or each worker's own (as the official code)."""
+    """Rows that the components are computed from: the global batch, or those of each worker (as the official code)."""
     label_smoothing: float = Field(0.1, ge=0, lt=1)
     """Label smoothing of both losses."""
     allow_small_batch: bool = False
-    """Accept batches of at most pca_dim + 1 rows, of which principal components leave nothing out: PCM does nothing."""
+    """Accept batches of at most pca_dim + 1 rows. The components then reproduce all features: PCM has no effect."""
 
     def config(self) -> "LossConfig":
-        """The same for the library."""
+        """The same values as the library's class."""
         from longclip.training.loss import LossConfig  # imports torch, which --help does not need
 
         return LossConfig(**self.model_dump(exclude={"allow_small_batch"}))
@@ -139,26 +141,26 @@ class Optim(Settings):
     per_worker_batch_size: PositiveInt = 128
     """Pairs per worker and step. Negatives come from all workers: the global batch is this times the workers."""
     chunk_size: PositiveInt | None = None
-    """Gradient caching: so many of a worker's pairs are held with their activations, which makes large batches fit for
-    one more forward pass. Empty: all of them."""
+    """Gradient caching: number of a worker's pairs whose activations are in memory at once. Large batches then fit, at
+    the cost of one more forward pass. Empty: all pairs."""
     max_grad_norm: PositiveFloat = 1.0
     """Gradients are clipped to this norm."""
     max_skipped_steps: int = Field(20, ge=0)
-    """Steps whose gradient is not finite are skipped and counted; with more of them the run stops."""
+    """Maximum number of steps that are skipped because their gradient is not finite; with more, the run stops."""
     ema_decay: float | None = Field(None, gt=0, lt=1)
-    """Decay per step of an exponential moving average of the weights, which is then what is validated and published."""
+    """Decay per step of an exponential moving average of the weights; the average is validated and published."""
     logit_scale: PositiveFloat | None = None
-    """Temperature (exponentiated) to start from; empty keeps the base's. The official recipe restarts at 100."""
+    """Initial temperature (exponentiated); empty keeps that of the base. The official recipe restarts at 100."""
 
 
 class TrainingWorkers(Workers):
-    """Training processes. The cluster needs a few more CPUs for the data pipeline."""
+    """Training processes. The cluster needs some more CPUs for the data pipeline."""
 
     count: PositiveInt = 2
     """Number of processes."""
     min_count: PositiveInt | None = None
     """Continue with as few workers as this when machines are lost, and with more when they come back. The global batch
-    stays the same: each worker takes a larger share. null: wait for the lost ones."""
+    stays the same: each worker takes a larger share. null: wait for the lost machines."""
     max_failures: int = Field(3, ge=0)
     """Maximum number of worker restarts, each from the last checkpoint, after one was lost."""
     bf16: bool = False
@@ -167,33 +169,33 @@ class TrainingWorkers(Workers):
     """Every worker holds the whole model (ddp), or its part of weights, gradients and optimizer state (fsdp), for
     models that do not fit otherwise."""
     compile: bool = False
-    """Compile the layers (torch.compile) at their first use: some minutes, for faster steps on a GPU."""
+    """Compile the layers (torch.compile) at their first use: takes some minutes, makes steps on a GPU faster."""
     checkpoint_layers: bool = False
-    """Activation checkpointing: layers are computed again in backward instead of being held, which saves memory for one
-    more forward pass. For batches that do not fit, optim.chunk_size saves more at the same price."""
+    """Activation checkpointing: recompute layers in the backward pass instead of keeping their activations. Saves
+    memory for one more forward pass; if batches do not fit, optim.chunk_size saves more at the same cost."""
 
 
 class Checkpoints(Settings):
-    """What a run leaves behind. Checkpoints are written beside the training, and appear whole."""
+    """Checkpoints of a run. They are written atomically, in the background."""
 
     every_steps: PositiveInt = 500
-    """Steps between two checkpoints that a broken run goes on from, and between two validations."""
+    """Steps between two checkpoints, and between two validations. A run resumes from its last checkpoint."""
     keep: PositiveInt = 2
-    """Checkpoints that are kept: the best ones by `metric`, or without validation the last ones. The last is always."""
+    """Number of checkpoints to keep: the last one and the best ones by `metric`; without validation the last ones."""
     metric: Literal["caption", "summary"] = "caption"
-    """Texts whose mean recall@1 of both directions on the validation rows says which checkpoint is best."""
+    """Texts that decide which checkpoint is best, by mean recall@1 of both directions on the validation rows."""
     publish: Literal["last", "best"] = "last"
-    """Which of them becomes the run's result."""
+    """Checkpoint that becomes the result of the run."""
 
 
 class FinetuneSettings(Settings):
     """Everything that defines a run."""
 
     recipe: str = "tuned"
-    """Values of `loss` and `optim` below your own: `tuned` (what studies after the paper found better), `paper` (the
-    official code's), or a path to a YAML file. The named ones are in longclip/training/recipes/."""
+    """Values of `loss` and `optim` where you set none: `tuned` (better than the paper in later studies), `paper` (those
+    of the official code), or a path to a YAML file. The named ones are in longclip/training/recipes/."""
     input: str
-    """Parquet file, directory or URI with image, caption and (for the summary loss) summary."""
+    """Parquet file, directory or URI with images, captions and (for the summary loss) summaries."""
     max_rejected_fraction: float = Field(0.01, ge=0, le=1)
     """Share of rows that may be unreadable before the run stops."""
     data: Data = Data()
@@ -205,18 +207,18 @@ class FinetuneSettings(Settings):
     validation: Validation = Validation()
     checkpoints: Checkpoints = Checkpoints()
     output: str = "var/finetune"
-    """Local directory, seen by all workers: the checkpoint (`checkpoint/`), rejected rows, and what a resume needs."""
+    """Local directory that all workers see, for the model (`checkpoint/`), rejected rows and the state of the run."""
     log_every_steps: PositiveInt = 10
     """Steps between two reports of the losses."""
     storage: Storage = Storage()
     experiment: str = "longclip"
     """MLflow experiment."""
     seed: int = Field(0, ge=0)
-    """Seed of initial weights and of the data's order."""
+    """Seed of the initial weights and of the order of the data."""
 
     @classmethod
     def with_presets(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """The recipe's values, and above them those that are given.
+        """The values of the recipe, overridden by the given ones.
 
         Raises:
             ConfigError: the recipe does not exist, or sets something other than `loss` and `optim`.
@@ -261,8 +263,8 @@ class FinetuneSettings(Settings):
         for tower, locked, unlocked in locks:
             if unlocked and not locked:
                 raise ValueError(
-                    f"model.lock_{tower}_unlocked_groups={unlocked} says what of a locked tower trains, but the {tower}"
-                    f" tower is not locked; add model.lock_{tower}=true"
+                    f"model.lock_{tower}_unlocked_groups={unlocked} needs a locked tower, but the {tower} tower is not"
+                    f" locked; add model.lock_{tower}=true"
                 )
         if all(locked and not unlocked for _, locked, unlocked in locks):
             raise ValueError(
@@ -277,26 +279,29 @@ class FinetuneSettings(Settings):
         for count in range(least, most + 1):
             if self.streams % count:
                 raise ValueError(
-                    f"data.streams={self.streams} is no multiple of {count} workers (workers.min_count to"
-                    f" workers.count); give one, e.g. {math.lcm(*range(least, most + 1))}, or leave it empty"
+                    f"data.streams={self.streams} is not a multiple of {count} workers (workers.min_count to"
+                    f" workers.count); set it to {math.lcm(*range(least, most + 1))}, for example, or leave it empty"
                 )
         if self.global_batch_size % self.streams:
             raise ValueError(
                 f"the global batch of {self.global_batch_size} pairs (workers.count={most} x"
-                f" optim.per_worker_batch_size={self.optim.per_worker_batch_size}) is no multiple of"
-                f" data.streams={self.streams}; change the batch, or give data.streams that divides it"
+                f" optim.per_worker_batch_size={self.optim.per_worker_batch_size}) is not a multiple of"
+                f" data.streams={self.streams}; change the batch size, or set data.streams to a number that divides it"
             )
         if self.workers.strategy == "fsdp" and self.optim.ema_decay:
             raise ValueError(
-                "optim.ema_decay needs the whole model on every worker, which workers.strategy=fsdp has not;"
-                " leave one out"
+                "optim.ema_decay needs the whole model on every worker, but workers.strategy=fsdp shards it;"
+                " remove one of them"
             )
         if self.checkpoints.metric == "summary" and not self.uses_summaries:
-            raise ValueError("checkpoints.metric=summary needs summaries, which loss.summary_loss_weight=0 leaves out")
+            raise ValueError(
+                "checkpoints.metric=summary needs summaries, but loss.summary_loss_weight=0 turns them off; set"
+                " checkpoints.metric=caption or a summary_loss_weight above 0"
+            )
 
     @property
     def streams(self) -> int:
-        """Parts that the rows of an epoch are cut into."""
+        """Parts that the rows of an epoch are divided into."""
         least, most = self.workers.min_count or self.workers.count, self.workers.count
         return self.data.streams or math.lcm(*range(least, most + 1))
 
@@ -307,19 +312,19 @@ class FinetuneSettings(Settings):
 
     @property
     def text_columns(self) -> list[str]:
-        """Columns of texts that are trained on, the caption first."""
+        """Text columns that the run trains on, the caption first."""
         return [self.columns.caption] + ([self.columns.summary] if self.uses_summaries else [])
 
     @property
     def score(self) -> str:
-        """Name of the reported figure that says which checkpoint is best."""
+        """Name of the metric that decides which checkpoint is best."""
         column = self.columns.caption if self.checkpoints.metric == "caption" else self.columns.summary
         return f"validation/{column}/mean_recall@1"
 
     def identity(self) -> dict[str, Any]:
-        """What a run's parameters depend on. The number of workers is no part of it, nor how they divide a batch."""
-        elsewhere = {"log_every_steps", "experiment", "storage", "output", "max_rejected_fraction"}
-        values = self.model_dump(mode="json", exclude=elsewhere)
+        """Settings that the trained weights depend on: neither the number of workers nor how they divide a batch."""
+        irrelevant = {"log_every_steps", "experiment", "storage", "output", "max_rejected_fraction"}
+        values = self.model_dump(mode="json", exclude=irrelevant)
         values["data"]["streams"] = self.streams
         values["optim"] |= {
             "per_worker_batch_size": None,
@@ -338,5 +343,5 @@ class FinetuneSettings(Settings):
 
     @property
     def pca_rows(self) -> int:
-        """Rows that principal components are taken of."""
+        """Rows that the principal components are computed from."""
         return self.global_batch_size if self.loss.pca_scope == "global" else self.optim.per_worker_batch_size

@@ -1,4 +1,4 @@
-"""Retrieval on held-out rows while a model is trained, shared among the workers."""
+"""Retrieval on held-out rows during training, with the rows divided among the workers."""
 
 from collections.abc import Iterator, Sequence
 
@@ -17,13 +17,13 @@ from pipelines.common.model_inputs import chosen_texts
 def validate(
     model: CLIPModel, transform: ImageTransform, batches: Iterator[dict[str, Tensor]], texts: Sequence[str]
 ) -> dict[str, float]:
-    """Retrieval by every text column in both directions, among the rows of all workers.
+    """Measure retrieval in both directions with each text column, among the rows of all workers.
 
     Args:
-        model: what is measured.
+        model: model to measure.
         transform: normalises its images.
-        batches: this worker's rows as `ModelInputs` makes them, equally many on every worker.
-        texts: text columns; of a cell with several texts the first one counts.
+        batches: this worker's rows as `ModelInputs` makes them; every worker has the same number.
+        texts: text columns; of a cell with several texts, the first is used.
 
     Returns:
         `validation/<column>/image_to_text/recall@1` and the other figures of `Ranks`, and the mean of recall@1 over
@@ -40,20 +40,20 @@ def validate(
             parts[name].append(unit(encode_text(model, chosen_texts(batch, name, first))))
     model.train(was_training)
     gathered = {name: gather_with_gradient(torch.cat(part)).cpu() for name, part in parts.items()}
-    own = _first_places(gathered.pop("row_key"))
-    image = gathered.pop("image")[own]
+    unique = _first_occurrences(gathered.pop("row_key"))
+    image = gathered.pop("image")[unique]
     metrics: dict[str, float] = {}
     for name, text in gathered.items():
-        figures = retrieval_figures(retrieval_ranks(image, text[own], torch.arange(len(own))))
+        figures = retrieval_figures(retrieval_ranks(image, text[unique], torch.arange(len(unique))))
         metrics |= {f"validation/{name}/{key}": value for key, value in figures.items()}
         both = [figures[f"{direction}/recall@1"] for direction in ("image_to_text", "text_to_image")]
         metrics[f"validation/{name}/mean_recall@1"] = sum(both) / 2
     return metrics
 
 
-def _first_places(keys: Tensor) -> Tensor:
-    """Places of the first of equal keys: a row that stood in for an unusable one is there twice."""
+def _first_occurrences(keys: Tensor) -> Tensor:
+    """Positions of the first of equal keys: a row that replaced an unusable one occurs twice."""
     order = torch.argsort(keys, stable=True)
-    fresh = torch.ones(len(keys), dtype=torch.bool)
-    fresh[1:] = keys[order][1:] != keys[order][:-1]
-    return order[fresh].sort().values
+    is_first = torch.ones(len(keys), dtype=torch.bool)
+    is_first[1:] = keys[order][1:] != keys[order][:-1]
+    return order[is_first].sort().values

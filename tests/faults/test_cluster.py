@@ -154,7 +154,7 @@ def test_a_search_over_what_was_made_on_the_cluster(cluster: Cluster, served: No
 
 def test_training_survives_outages_of_s3_and_mlflow(cluster: Cluster, trained: Job) -> None:
     """Nothing is trained twice, and MLflow has every step in the end."""
-    assert "warning: MLflow does not take metrics, training goes on" in trained.output()
+    assert "warning: MLflow does not take metrics; training continues" in trained.output()
     assert trained.steps() == [*range(1, STEPS + 1)]
     (run,) = re.findall(r"MLflow run (\w+) at http://mlflow:5000", trained.output())
     history = f"http://mlflow:5000/api/2.0/mlflow/metrics/get-history?run_id={run}&metric_key=loss"

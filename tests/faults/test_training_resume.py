@@ -137,7 +137,7 @@ def undisturbed(folder: Path) -> Path:
     training = Training(folder, "undisturbed")
     log = training.finish()
     assert training.steps() == [*range(1, STEPS + 1)]
-    assert f"{STEPS * GLOBAL_BATCH} pairs seen, 96 of {ROWS} rows a pass" in log
+    assert f"{STEPS * GLOBAL_BATCH} pairs seen, 96 of {ROWS} rows per epoch" in log
     return training.output
 
 

@@ -58,7 +58,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str
         ("finetune", ["input={rows}", "model.base={bert}"], 4, "is a 'bert' model, not a CLIP"),
         ("finetune", ["input={rows}", "model.bass=x"], 2, "did you mean 'model.base'?"),
         ("benchmark", ["models={{a: {model}}}", "tasks.x.input={rows}", "tasks.x.source.caption=q"], 3, "column ('q')"),
-        ("benchmark", ["models={{a: {model}}}", "tasks.x.input={note}"], 3, "no layout that can be told by its files"),
+        ("benchmark", ["models={{a: {model}}}", "tasks.x.input={note}"], 3, "has an unknown layout"),
         (
             "benchmark",
             ["models={{a: {model}}}", "tasks.x.input={rows}", "base=b"],
@@ -220,7 +220,7 @@ def test_the_whole_way_from_scenes_to_a_registered_model(
     base = ["--config", str(configs / "demo_base.yaml")]
     base += sets(f"input={tmp_path}/scenes", f"output={tmp_path}/base", "optim.per_worker_batch_size=20", *small)
     out = step(finetune.main, *base)
-    assert "80 pairs seen, 80 of 96 rows a pass" in out, "the rows of the incomplete last batch must be said"
+    assert "80 pairs seen, 80 of 96 rows per epoch" in out, "the rows of the incomplete last batch must be said"
     assert load_checkpoint(tmp_path / "base" / "checkpoint").context_length == 77
 
     both = "strategy=[extractive, drop_first]"

@@ -223,9 +223,9 @@ def test_relative_paths_inside_a_submitted_job_are_refused(tmp_path: Path, monke
         ({"model": {"base": "a"}, "workers": {"min_count": 3}}, "min_count=3 is more than workers.count=2"),
         (
             {"model": {"base": "a"}, "input": "x", "data": {"streams": 4}, "workers": {"count": 4, "min_count": 2}},
-            "data.streams=4 is no multiple of 3 workers",
+            "data.streams=4 is not a multiple of 3 workers",
         ),
-        ({"model": {"base": "a"}, "input": "x", "data": {"streams": 6}}, "no multiple of data.streams=6"),
+        ({"model": {"base": "a"}, "input": "x", "data": {"streams": 6}}, "not a multiple of data.streams=6"),
         (
             {"model": {"base": "a"}, "loss": {"summary_loss_weight": 0}, "checkpoints": {"metric": "summary"}},
             "checkpoints.metric=summary needs summaries",

@@ -1,4 +1,4 @@
-"""What training workers are fed with: rows in their order, stand-ins for broken ones, on several workers."""
+"""Rows for the training workers: their order, substitutes for unusable rows, several workers."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from pipelines.common.columns import Columns
 from pipelines.common.model_inputs import ModelInputs, row_key
 from pipelines.common.parquet_set import open_parquet
 from pipelines.common.storage import Storage
-from pipelines.training.row_feed import PLACE, WindowReader
+from pipelines.training.row_feed import POSITION, WindowReader
 from pipelines.training.row_order import TrainingOrder
 from tests.support.pictures import picture
 from tests.support.rows import Refused
@@ -49,17 +49,18 @@ def write(path: Path, broken: tuple[int, ...]) -> Path:
     return path
 
 
-def steps(path: Path, refused: Refused, parts: range, worker: int = 0, of: int = 1) -> list[list[int]]:
-    """Rows of each step that a worker is fed with."""
+def steps(path: Path, refused: Refused, parts: range, worker: int = 0, workers: int = 1) -> list[list[int]]:
+    """Rows that a worker gets in each step."""
     data = open_parquet("data", str(path), Storage(), COLUMNS)
-    inputs = ModelInputs(Columns(), {"caption": 2}, ImageTransform(32), None, 32, refused, keep=[PLACE])
+    inputs = ModelInputs(Columns(), {"caption": 2}, ImageTransform(32), None, 32, refused, keep=[POSITION])
     order = TrainingOrder(data.row_groups, **ORDER)
     windows = order.windows(parts)
     batch: dict[str, Any] = {name: np.array([window[name] for window in windows]) for name in windows[0]}
-    found = list(WindowReader(data, order, inputs, COLUMNS, worker, of)(batch))
-    assert all(part["pixels"].shape[1:] == (32, 32, 3) and part["caption_ids"].shape[1:] == (2, 32) for part in found)
-    assert all(PLACE not in part for part in found)
-    keys = np.concatenate([part["row_key"] for part in found])
+    blocks = list(WindowReader(data, order, inputs, COLUMNS, worker, workers)(batch))
+    assert all(block["pixels"].shape[1:] == (32, 32, 3) for block in blocks)
+    assert all(block["caption_ids"].shape[1:] == (2, 32) for block in blocks)
+    assert all(POSITION not in block for block in blocks)
+    keys = np.concatenate([block["row_key"] for block in blocks])
     return [[KEYS[key] for key in step] for step in keys.reshape(len(parts), -1).tolist()]
 
 
@@ -72,7 +73,7 @@ def test_rows_come_in_the_order_of_their_steps(tmp_path: Path, refused: Refused)
     assert [first + second for first, second in zip(*halves, strict=True)] == epoch
 
 
-def test_others_stand_in_for_broken_rows_and_nothing_else_moves(tmp_path: Path, refused: Refused) -> None:
+def test_unusable_rows_are_replaced_and_others_keep_their_step(tmp_path: Path, refused: Refused) -> None:
     whole = steps(write(tmp_path / "whole", broken=()), refused, range(5))
     assert not refused.reasons
     broken = steps(write(tmp_path / "broken", BROKEN), refused, range(5))
@@ -81,13 +82,13 @@ def test_others_stand_in_for_broken_rows_and_nothing_else_moves(tmp_path: Path, 
         for old, new in zip(before, after, strict=True):
             assert new not in BROKEN
             assert new == old or old in BROKEN
-        assert len(set(after)) == len(after), "no row is its own rival in a batch"
+        assert len(set(after)) == len(after), "no row occurs twice in a batch"
     parts = [steps(tmp_path / "broken", refused, range(5), worker, 4) for worker in range(4)]
     joined = [[row for share in shares for row in share] for shares in zip(*parts, strict=True)]
-    assert joined == broken, "the same on any number of workers"
+    assert joined == broken, "the same for any number of workers"
 
 
-def test_a_window_without_a_usable_row_ends_the_run(tmp_path: Path, refused: Refused) -> None:
+def test_window_without_usable_rows_is_an_error(tmp_path: Path, refused: Refused) -> None:
     path = write(tmp_path / "rows", tuple(range(ROWS)))
-    with pytest.raises(DataError, match="are all unreadable"):
+    with pytest.raises(DataError, match="rows of a window are unreadable"):
         steps(path, refused, range(3))

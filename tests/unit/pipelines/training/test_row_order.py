@@ -1,4 +1,4 @@
-"""Which rows a step sees, on any number of workers, from any step on."""
+"""The rows of each step, for any number of workers and from any first step."""
 
 import numpy as np
 import pytest
@@ -16,27 +16,27 @@ def order(**changes: object) -> TrainingOrder:
     return TrainingOrder(**(values | changes))  # type: ignore[arg-type]
 
 
-def steps_of(order: TrainingOrder, steps: range, worker: int = 0, of: int = 1) -> list[list[Row]]:
-    """The rows of each step that one worker is fed with."""
-    found = []
+def steps_of(order: TrainingOrder, steps: range, worker: int = 0, workers: int = 1) -> list[list[Row]]:
+    """The rows that one worker gets in each step."""
+    rows_by_step = []
     for part in order.windows(steps):
-        window = order.window(part["window"], worker, of)
+        window = order.window(part["window"], worker, workers)
         rows = list(zip(window.groups.tolist(), window.rows.tolist(), strict=True))
         size = len(rows) // window.steps
-        found += [rows[step * size : (step + 1) * size] for step in range(part["first"], part["end"])]
-    return found
+        rows_by_step += [rows[step * size : (step + 1) * size] for step in range(part["first"], part["end"])]
+    return rows_by_step
 
 
-def test_an_epoch_sees_every_row_once_but_a_tail_that_changes() -> None:
-    ours = order()
-    rows = sum(GROUPS)
-    assert ours.steps_per_epoch == rows // BATCH
+def test_an_epoch_has_every_row_once_except_a_tail_that_changes() -> None:
+    training = order()
+    rows, epoch_steps = sum(GROUPS), training.steps_per_epoch
+    assert epoch_steps == rows // BATCH
     tails = []
     for epoch in range(3):
-        steps = steps_of(ours, range(epoch * ours.steps_per_epoch, (epoch + 1) * ours.steps_per_epoch))
+        steps = steps_of(training, range(epoch * epoch_steps, (epoch + 1) * epoch_steps))
         seen = [row for step in steps for row in step]
-        assert len(steps) == ours.steps_per_epoch
-        assert len(seen) == len(set(seen)) == ours.steps_per_epoch * BATCH
+        assert len(steps) == epoch_steps
+        assert len(seen) == len(set(seen)) == epoch_steps * BATCH
         assert all(place < GROUPS[group] for group, place in seen)
         everything = {(group, place) for group, size in enumerate(GROUPS) for place in range(size)}
         tails.append(everything - set(seen))
@@ -45,17 +45,17 @@ def test_an_epoch_sees_every_row_once_but_a_tail_that_changes() -> None:
 
 
 @pytest.mark.parametrize("workers", [2, 3, 4, 12])
-def test_a_global_batch_is_the_same_on_any_number_of_workers(workers: int) -> None:
+def test_a_global_batch_is_the_same_for_any_number_of_workers(workers: int) -> None:
     steps = range(5, 30)
-    alone = steps_of(order(), steps)
+    one_worker = steps_of(order(), steps)
     parts = [steps_of(order(), steps, worker, workers) for worker in range(workers)]
-    for step, expected in enumerate(alone):
+    for step, expected in enumerate(one_worker):
         shares = [part[step] for part in parts]
         assert {len(share) for share in shares} == {BATCH // workers}
         assert [row for share in shares for row in share] == expected
 
 
-def test_steps_from_any_one_on_are_those_of_an_unbroken_run() -> None:
+def test_a_resumed_run_has_the_steps_of_an_uninterrupted_one() -> None:
     everything = steps_of(order(), range(40))
     for first in (1, 3, 11, 12, 13, 26, 39):
         assert steps_of(order(), range(first, 40), 1, 2) == steps_of(order(), range(40), 1, 2)[first:]
@@ -63,12 +63,12 @@ def test_steps_from_any_one_on_are_those_of_an_unbroken_run() -> None:
 
 
 def test_a_window_reads_neighbouring_row_groups_and_mixes_them() -> None:
-    ours = order(row_groups=(64,) * 64, streams=4, global_batch_size=64, window_rows=256)
-    window = ours.window(0, worker=1, workers=4)
+    training = order(row_groups=(64,) * 64, streams=4, global_batch_size=64, window_rows=256)
+    window = training.window(0, worker=1, workers=4)
     assert len(window.rows) == 1024 // 4
     assert len(np.unique(window.groups)) <= 1024 // 4 // 64 + 1, "a worker reads whole row groups once"
     first_step = window.groups[: len(window.groups) // window.steps]
-    assert len(np.unique(first_step)) >= 3, "rows of a step come from all over the window"
+    assert len(np.unique(first_step)) >= 3, "rows of a step come from the whole window"
 
 
 def test_seed_and_epoch_change_the_order() -> None:
