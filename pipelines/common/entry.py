@@ -1,4 +1,4 @@
-"""How entries end: exit codes, and errors of one line that a user can fix."""
+"""Exit codes of the entries, and errors that a user can fix as one line."""
 
 import sys
 from collections.abc import Callable

@@ -1,7 +1,7 @@
-"""A lease: the right of one running job to write in a place, on any storage.
+"""A lease: the exclusive right of one running job to write to an output, on any storage.
 
-The owner renews it by writing a new beat. Whoever finds one watches it for a while: a lease whose beat stands still was
-left by a job that was killed. Nothing depends on clocks that agree.
+The owner renews it by increasing a heartbeat counter in a file. Another job that finds the file watches it for some
+seconds: if the heartbeat does not change, the owner was killed. Clocks of the machines need not agree.
 """
 
 import json
@@ -17,21 +17,21 @@ from upath import UPath
 from longclip.errors import ConfigError, LongClipError
 from pipelines.common.storage import is_local
 
-BEAT_SECONDS = 3.0
+HEARTBEAT_SECONDS = 3.0
 WATCH_SECONDS = 12.0
 SETTLE_SECONDS = 1.0
 
 
 class Lease:
-    """Context that owns a lease file; entering refuses while another job owns it."""
+    """Context manager that owns a lease file."""
 
-    def __init__(self, path: UPath, place: str) -> None:
+    def __init__(self, path: UPath, output: str) -> None:
         """
         Args:
             path: the lease file.
-            place: what is owned, for messages.
+            output: what is owned, for messages.
         """
-        self.path, self.place = path, place
+        self.path, self.output = path, output
         self.owner = uuid.uuid4().hex
         self._beat = 0
         self._lost = False
@@ -47,7 +47,7 @@ class Lease:
         if not self._create():
             self._wait_for_death()
             self._write()
-            time.sleep(SETTLE_SECONDS)  # another job may have taken the same dead lease: the last to write has it
+            time.sleep(SETTLE_SECONDS)  # another job may take the same dead lease: the last one to write owns it
             self.check()
         self._thread.start()
         return self
@@ -56,11 +56,12 @@ class Lease:
         self.release()
 
     def check(self) -> None:
-        """Raise `LongClipError` if another job has taken the lease, which it does when this one stood still."""
+        """Raise `LongClipError` if another job took the lease because this one had stopped renewing it."""
         if not self._stop.is_set() and (self._lost or self._read().get("owner") != self.owner):
             self._lost = True
             raise LongClipError(
-                f"output='{self.place}' was taken over by another job while this one stood still; nothing was published"
+                f"output='{self.output}' was taken over by another job while this one was suspended; nothing was"
+                " published"
             )
 
     def release(self) -> None:
@@ -74,14 +75,14 @@ class Lease:
             self.path.fs.rm_file(self.path.path)
 
     def _renew(self) -> None:
-        while not self._stop.wait(BEAT_SECONDS):
+        while not self._stop.wait(HEARTBEAT_SECONDS):
             try:
                 if self._read().get("owner") != self.owner:
                     self._lost = True
                     return
                 self._write()
             except Exception:
-                continue  # storage that fails now fails for a rival as well; the next beat tries again
+                continue  # storage that fails now fails for other jobs too; the next heartbeat tries again
 
     def _content(self) -> bytes:
         self._beat += 1
@@ -94,16 +95,16 @@ class Lease:
         except OSError:
             if not self.path.exists():
                 raise
-            # Where the reply to a create was lost, its retry finds the file that the first try made.
+            # If the reply to a create was lost, its retry finds the file of the first attempt.
             return self._read().get("owner") == self.owner
         return True
 
     def _write(self) -> None:
         if is_local(self.path):
-            aside = f"{self.path.path}.{self.owner}"
-            with open(aside, "wb") as file:
+            temporary = f"{self.path.path}.{self.owner}"
+            with open(temporary, "wb") as file:
                 file.write(self._content())
-            os.replace(aside, self.path.path)
+            os.replace(temporary, self.path.path)
         else:
             self.path.fs.pipe_file(self.path.path, self._content())
 
@@ -114,20 +115,21 @@ class Lease:
             return {}
 
     def _wait_for_death(self) -> None:
-        """Return when the lease's owner is dead; refuse when it moves."""
+        """Return when the owner is dead; raise `ConfigError` if its heartbeat changes."""
         first = self._read()
         if first.get("host") == socket.gethostname() and not _is_running(first.get("pid")):
             return
         print(
-            f"output='{self.place}' was in use; watching for {WATCH_SECONDS:.0f} s whether that job lives", flush=True
+            f"output='{self.output}' was in use; checking for {WATCH_SECONDS:.0f} s whether that job still runs",
+            flush=True,
         )
         end = time.monotonic() + WATCH_SECONDS
         while time.monotonic() < end:
             time.sleep(min(1.0, WATCH_SECONDS / 4))
             if self._read() != first:
                 raise ConfigError(
-                    f"output='{self.place}' is being written by another job (process {first.get('pid')} on"
-                    f" {first.get('host')}); wait until it has ended, or choose another output"
+                    f"output='{self.output}' is being written by another job (process {first.get('pid')} on"
+                    f" {first.get('host')}); wait until it ends, or choose another output"
                 )
 
 

@@ -20,7 +20,7 @@ Read = TypeVar("Read")
 class ModelInputs:
     """Turns raw rows into the inputs of a model: uint8 pixels and padded token ids.
 
-    Call it on batches of Ray Data in tasks: it holds names only, and each process loads the tokenizer once.
+    For `map_batches` of Ray Data: it is cheap to pickle, and each process loads the tokenizer once.
     """
 
     def __init__(
@@ -36,29 +36,29 @@ class ModelInputs:
         """
         Args:
             columns: names of the columns.
-            texts: text columns to tokenize, and how many texts of a cell that is a list are handed on.
+            texts: text columns to tokenize, and the maximum number of texts to use of a cell that is a list.
             transform: image transform of the model.
-            tokenizer_source: checkpoint whose tokenizer is used; None takes the one that ships with `longclip`.
-            context_length: most tokens of a text.
+            tokenizer_source: checkpoint of the tokenizer; None: the one that ships with `longclip`.
+            context_length: maximum number of tokens of a text.
             quarantine: handle of a `Quarantine` actor.
-            keep: further columns to hand on unchanged.
+            keep: further columns to pass on unchanged.
         """
         self.columns, self.texts, self.transform = columns, dict(texts), transform
         self.tokenizer_source, self.context_length = tokenizer_source, context_length
         self.quarantine, self.keep = quarantine, list(keep)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Rows that can be used.
+        """Inputs of the rows that can be used; the other rows are quarantined.
 
         Returns:
-            `pixels [n, S, S, 3]` uint8; of each text column, the tokens of its first k texts: `<column>_ids
-            [n, k, context_length]`, `<column>_lengths` and `<column>_full_lengths` `[n, k]`, and how many of them
-            differ: `<column>_count [n]`; with any texts, `row_key [n]`, a number that depends on the id alone.
+            `pixels [n, S, S, 3]` uint8. For each text column, the tokens of its first k texts: `<column>_ids
+            [n, k, context_length]`, `<column>_lengths` and `<column>_full_lengths` `[n, k]`, and the number of distinct
+            texts, `<column>_count [n]`. With any text column, `row_key [n]`, a number that depends only on the id.
         """
         good, pixels = usable_rows(batch[self.columns.id], self.quarantine, lambda row: self._pixels(batch, row))
         inputs = {name: batch[name][good] for name in self.keep} | {"pixels": stack_pixels(pixels, self.transform)}
-        for name, most in self.texts.items():
-            inputs |= self._tokens(name, most, [cell_texts(batch[name][row]) for row in good])
+        for name, max_texts in self.texts.items():
+            inputs |= self._tokens(name, max_texts, [cell_texts(batch[name][row]) for row in good])
         if self.texts:
             inputs["row_key"] = np.array([row_key(batch[self.columns.id][row]) for row in good], np.int64)
         return inputs
@@ -68,9 +68,9 @@ class ModelInputs:
             require_texts(batch, name, row)
         return self.transform.pixels(image_bytes(batch[self.columns.image][row]))
 
-    def _tokens(self, name: str, most: int, cells: list[list[str]]) -> dict[str, np.ndarray]:
+    def _tokens(self, name: str, max_texts: int, cells: list[list[str]]) -> dict[str, np.ndarray]:
         # Cells with fewer texts repeat them, so that all rows have the same shape.
-        texts = [cell[place % min(len(cell), most)] for cell in cells for place in range(most)]
+        texts = [cell[slot % min(len(cell), max_texts)] for cell in cells for slot in range(max_texts)]
         ids = np.zeros((len(texts), self.context_length), np.int32)
         lengths = np.zeros((2, len(texts)), np.int32)
         if texts:
@@ -78,10 +78,10 @@ class ModelInputs:
             ids[:, : tokens.input_ids.shape[1]] = tokens.input_ids.numpy()
             lengths[0], lengths[1] = tokens.lengths.numpy(), tokens.full_lengths.numpy()
         return {
-            f"{name}_ids": ids.reshape(len(cells), most, self.context_length),
-            f"{name}_lengths": lengths[0].reshape(len(cells), most),
-            f"{name}_full_lengths": lengths[1].reshape(len(cells), most),
-            f"{name}_count": np.array([min(len(cell), most) for cell in cells], np.int64),
+            f"{name}_ids": ids.reshape(len(cells), max_texts, self.context_length),
+            f"{name}_lengths": lengths[0].reshape(len(cells), max_texts),
+            f"{name}_full_lengths": lengths[1].reshape(len(cells), max_texts),
+            f"{name}_count": np.array([min(len(cell), max_texts) for cell in cells], np.int64),
         }
 
 
@@ -111,23 +111,25 @@ def require_texts(batch: dict[str, np.ndarray], column: str, row: int) -> list[s
     """The texts of a cell; raises `DataError` if there are none."""
     texts = cell_texts(batch[column][row])
     if not texts:
-        raise DataError(f"column '{column}' holds no text")
+        raise DataError(f"column '{column}' has no text")
     return texts
 
 
 def stack_pixels(pixels: Sequence[np.ndarray], transform: ImageTransform) -> np.ndarray:
-    """Images of a batch as one array `[n, S, S, 3]` uint8, also if there are none."""
+    """Images of a batch as one array `[n, S, S, 3]` uint8; n may be 0."""
     side = transform.image_size
     return np.stack(pixels) if pixels else np.zeros((0, side, side, 3), np.uint8)
 
 
-def chosen_texts(columns: Mapping[str, Tensor], name: str, places: Tensor) -> TokenBatch:
-    """Of the candidate texts of each row in a batch, as `ModelInputs` hands them on, the one at its place `[n]`."""
-    rows = torch.arange(len(places))
-    ids, lengths, full = (columns[f"{name}_{part}"][rows, places].long() for part in ("ids", "lengths", "full_lengths"))
-    return TokenBatch(ids, lengths, full)
+def chosen_texts(columns: Mapping[str, Tensor], name: str, choices: Tensor) -> TokenBatch:
+    """For each row of a batch from `ModelInputs`, the text number `choices [n]` among the texts of a column."""
+    rows = torch.arange(len(choices))
+    ids, lengths, full_lengths = (
+        columns[f"{name}_{part}"][rows, choices].long() for part in ("ids", "lengths", "full_lengths")
+    )
+    return TokenBatch(ids, lengths, full_lengths)
 
 
 def row_key(row: Any) -> int:
-    """A non-negative 63-bit number of a row's id, the same on every machine."""
+    """A non-negative 63-bit hash of a row's id, the same on every machine."""
     return int.from_bytes(hashlib.sha256(str(row).encode()).digest()[:8], "big") >> 1

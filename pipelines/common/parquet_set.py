@@ -1,4 +1,4 @@
-"""Sets of Parquet files: an early, clear word on what is missing in them, and how ours are written."""
+"""Sets of Parquet files: early checks of those that are read, and a writer for those of the jobs."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -19,18 +19,18 @@ from pipelines.common.storage import Storage, arrow_filesystem, existing_path, e
 
 MANIFEST = "_manifest.json"
 INCOMPLETE = "_INCOMPLETE"
-"""Stands in an output on object storage while it is being published: there is no renaming there."""
+"""Marker file in an output on object storage while it is being published, because objects cannot be renamed."""
 
 ROWS_PER_GROUP = 128
 MAX_GROUP_BYTES = 128 * 1024 * 1024
-"""A group of unusually large images ends earlier: a reader holds a whole group in memory."""
+"""Groups of very large images have fewer rows, because a reader holds a whole group in memory."""
 
 FOOTER_READERS = 16
 
 
 @dataclass(frozen=True)
 class ParquetFile:
-    """What the footer of a file says."""
+    """A file as described by its footer."""
 
     path: UPath
     row_groups: tuple[int, ...]
@@ -45,7 +45,7 @@ class ParquetFile:
 
 @dataclass(frozen=True)
 class ParquetSet:
-    """Parquet files below one place, all with the same columns where it matters."""
+    """Parquet files below one path; all have the columns that were asked for."""
 
     root: UPath
     files: tuple[ParquetFile, ...]
@@ -66,8 +66,8 @@ class ParquetSet:
         return self.files[0].schema
 
     def pieces(self, rows: int) -> list[dict[str, Any]]:
-        """Runs of row groups of about so many rows: `file`, `first` and `count` of its row groups, `rows`, and the
-        `name` (below the root) of a file that takes its place, one for each piece."""
+        """Pieces of about `rows` rows, each a run of row groups: `file`, `first` and `count` of its row groups, `rows`,
+        and a unique `name` (below the root) for an output file with the rows of the piece."""
         pieces = []
         base = self.root.path.rstrip("/")
         for file in self.files:
@@ -96,17 +96,17 @@ class ParquetSet:
 def open_parquet(
     field: str, value: str, storage: Storage, columns: Sequence[str], split: str | None = None
 ) -> ParquetSet:
-    """The Parquet files of a setting. Reads their footers only, and needs no Ray.
+    """The Parquet files of a setting. Reads only their footers, without Ray.
 
     Args:
-        field: setting that `value` came from, for messages.
-        value: Parquet file, directory or URI. Names that begin with `_` or `.` are passed over.
-        storage: how object storage is reached.
-        columns: columns that must exist in every file.
-        split: which split is meant where `value` is a set with splits, as `prepare.py` makes.
+        field: setting that contains `value`, for messages.
+        value: Parquet file, directory or URI. Names that begin with `_` or `.` are ignored.
+        storage: access to object storage.
+        columns: columns that every file must have.
+        split: split to open if `value` has splits, as `prepare.py` writes them.
 
     Raises:
-        DataError: nothing is there, it is half written, no Parquet, a column is missing, or there are no rows.
+        DataError: there is no Parquet file or no row, the set is incomplete, or a column is missing.
     """
     root = existing_path(field, value, storage)
     with explained(field, value):
@@ -122,20 +122,20 @@ def open_parquet(
                 f"{field}='{value}': column '{missing[0]}' is missing in {file.path.name}; it has"
                 f" {', '.join(file.schema.names)}; name yours with --set columns.<role>=<name>"
             )
-    found = ParquetSet(root, files)
-    if not found.rows:
+    data = ParquetSet(root, files)
+    if not data.rows:
         raise DataError(f"{field}='{value}' has no rows; give a Parquet with at least one")
-    return found
+    return data
 
 
 def is_list(schema: pa.Schema, column: str) -> bool:
     """Whether the cells of a column are lists."""
-    kind = schema.field(column).type
-    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    cell = schema.field(column).type
+    return pa.types.is_list(cell) or pa.types.is_large_list(cell) or pa.types.is_fixed_size_list(cell)
 
 
 def row_group_runs(row_groups: Sequence[int], rows: int) -> list[tuple[int, int]]:
-    """(first, count) of runs of consecutive row groups that together have at most `rows` rows, or are single."""
+    """(first, count) of runs of consecutive row groups with at most `rows` rows; a larger row group is its own run."""
     runs: list[tuple[int, int]] = []
     size = 0
     for group, group_rows in enumerate(row_groups):
@@ -149,7 +149,7 @@ def row_group_runs(row_groups: Sequence[int], rows: int) -> list[tuple[int, int]
 
 
 def manifest_of(root: UPath) -> dict[str, Any]:
-    """Manifest of a set that one of our jobs wrote; empty for any other."""
+    """Manifest of a set that a job of this project wrote; empty for any other."""
     try:
         return json.loads((root / MANIFEST).read_bytes())
     except (FileNotFoundError, NotADirectoryError):
@@ -157,16 +157,16 @@ def manifest_of(root: UPath) -> dict[str, Any]:
 
 
 def parquet_names(field: str, root: UPath) -> list[UPath]:
-    """Paths of all Parquet files at or below a place, sorted.
+    """Paths of all Parquet files at or below a path, sorted.
 
     Raises:
-        DataError: there are none, or they are being published or were left half published.
+        DataError: there are none, or a job is publishing them or was killed while it did.
     """
     if not root.is_dir():
         return [root]
     if (root / INCOMPLETE).exists():
         raise DataError(
-            f"{field}='{root}' is incomplete: a job is publishing it, or was killed while it did; run that job again"
+            f"{field}='{root}' is incomplete: a job is publishing it or was killed while publishing; run that job again"
         )
     base = root.path.rstrip("/")
     names = sorted(
@@ -175,7 +175,7 @@ def parquet_names(field: str, root: UPath) -> list[UPath]:
         if name.endswith(".parquet") and not any(part[0] in "_." for part in name[len(base) + 1 :].split("/"))
     )
     if not names:
-        raise DataError(f"{field}='{root}' holds no .parquet file; give a directory that does")
+        raise DataError(f"{field}='{root}' contains no .parquet file; give a directory that does")
     return [root / name[len(base) + 1 :] for name in names]
 
 
@@ -190,7 +190,7 @@ def _footer(field: str, root: UPath, path: UPath) -> ParquetFile:
 
 @contextmanager
 def parquet_writer(path: Path, schema: pa.Schema) -> Iterator["RowGroups"]:
-    """Write a local Parquet file shaped for streaming: row groups of `ROWS_PER_GROUP`, encoded images as they are."""
+    """Write a local Parquet file for streaming: row groups of `ROWS_PER_GROUP`, images not compressed again."""
     text = [field.name for field in schema if not pa.types.is_binary(field.type)]
     compression = {field.name: "zstd" if field.name in text else "none" for field in schema}
     with pq.ParquetWriter(path, schema, compression=compression, use_dictionary=False, write_statistics=text) as writer:
@@ -200,30 +200,30 @@ def parquet_writer(path: Path, schema: pa.Schema) -> Iterator["RowGroups"]:
 
 
 class RowGroups:
-    """Collects rows, and writes them in groups of `ROWS_PER_GROUP`."""
+    """Collects rows and writes them in groups of `ROWS_PER_GROUP`."""
 
     def __init__(self, writer: pq.ParquetWriter, schema: pa.Schema) -> None:
         self.writer, self.schema = writer, schema
         self.rows = 0
         self.bytes = 0
-        self._waiting: list[pa.RecordBatch] = []
+        self._pending: list[pa.RecordBatch] = []
 
     def add(self, rows: pa.Table | pa.RecordBatch) -> None:
         """Append rows of the file's schema."""
-        self._waiting += rows.to_batches() if isinstance(rows, pa.Table) else [rows]
+        self._pending += rows.to_batches() if isinstance(rows, pa.Table) else [rows]
         self.rows += rows.num_rows
         self.bytes += rows.nbytes
-        while sum(batch.num_rows for batch in self._waiting) >= ROWS_PER_GROUP:
+        while sum(batch.num_rows for batch in self._pending) >= ROWS_PER_GROUP:
             self._write(ROWS_PER_GROUP)
-        if sum(batch.nbytes for batch in self._waiting) >= MAX_GROUP_BYTES:
+        if sum(batch.nbytes for batch in self._pending) >= MAX_GROUP_BYTES:
             self.flush()
 
     def flush(self) -> None:
-        """Write what is left."""
-        if any(batch.num_rows for batch in self._waiting):
+        """Write the remaining rows."""
+        if any(batch.num_rows for batch in self._pending):
             self._write(None)
 
     def _write(self, count: int | None) -> None:
-        table = pa.Table.from_batches(self._waiting, self.schema)
+        table = pa.Table.from_batches(self._pending, self.schema)
         self.writer.write_table(table.slice(0, count), row_group_size=ROWS_PER_GROUP)
-        self._waiting = table.slice(count).to_batches() if count else []
+        self._pending = table.slice(count).to_batches() if count else []

@@ -1,6 +1,6 @@
-"""Where data lies: local paths, `s3://` and any other fsspec URI, and what went wrong when it cannot be reached.
+"""Storage: local paths, `s3://` and any other fsspec URI, and errors that say why it cannot be reached.
 
-Paths are `upath.UPath`: pathlib's interface over fsspec. Credentials come from the environment only (`AWS_*`).
+Paths are `upath.UPath`: pathlib's interface over fsspec. Credentials come only from the environment (`AWS_*`).
 """
 
 import errno
@@ -21,23 +21,22 @@ from pipelines.common.settings import Settings
 
 READ_SECONDS, CONNECT_SECONDS = 60, 10
 S3 = ("s3", "s3a")
-MAKE_ROOM = "make room and run the same command again"
+MAKE_ROOM = "free some space and run the same command again"
 RETRIES = 9
-"""Of one request. Their random pauses double, to 256 s in the mean together, so that no request of hundreds gives up
-within the half minute that a server takes to come back."""
-
+"""Retries of a request. Their random pauses double, to 256 s on average in total, so that none of hundreds of requests
+gives up within the half minute that a server takes to restart."""
 
 JOB_PACKAGE = "working_dir_files"
 """Part of the path into which Ray unpacks the working directory of a submitted job."""
 
 
 class Storage(Settings):
-    """Object storage that is not Amazon's, or not where the environment says."""
+    """Access to object storage; the defaults are those of the environment."""
 
     endpoint_url: str | None = None
-    """S3-compatible server, e.g. http://127.0.0.1:8333; empty takes AWS_ENDPOINT_URL, or else Amazon's."""
+    """S3-compatible server, e.g. http://127.0.0.1:8333; empty: AWS_ENDPOINT_URL, or Amazon's server."""
     path_style: bool = False
-    """Address buckets as endpoint/bucket instead of bucket.endpoint; servers other than Amazon's always are."""
+    """Address buckets as endpoint/bucket instead of bucket.endpoint, as servers other than Amazon's always are."""
     anonymous: bool = False
     """Read public buckets without credentials."""
 
@@ -47,7 +46,7 @@ class Storage(Settings):
         return self.endpoint_url or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
 
     def options(self, protocol: str, retries: int = RETRIES) -> dict[str, Any]:
-        """Options of the fsspec filesystem of a protocol; only S3 takes any."""
+        """Options of the fsspec filesystem of a protocol; empty for all but S3."""
         if protocol not in S3:
             return {}
         config: dict[str, Any] = {
@@ -59,7 +58,7 @@ class Storage(Settings):
         }
         if self.path_style:
             config["s3"] = {"addressing_style": "path"}
-        # Listings of s3fs are cached for ever by default: files that other processes write would stay unseen.
+        # s3fs caches listings forever by default: files that other processes write would stay invisible.
         options: dict[str, Any] = {"config_kwargs": config, "use_listings_cache": False, "anon": self.anonymous}
         if self.endpoint_url:
             options["endpoint_url"] = self.endpoint_url
@@ -67,10 +66,10 @@ class Storage(Settings):
 
 
 def storage_path(field: str, value: str) -> str:
-    """A path that every process of a cluster understands: URIs unchanged, local paths made absolute.
+    """A path that is valid in every process of a cluster: URIs unchanged, local paths made absolute.
 
-    A submitted job runs in a temporary copy of its working directory. A relative path would vanish with it, so it is
-    refused.
+    A submitted job runs in a temporary copy of its working directory. An output with a relative path would be deleted
+    with it, so relative paths are rejected.
 
     Raises:
         ConfigError: the path is empty, or relative inside a submitted job.
@@ -89,15 +88,15 @@ def storage_path(field: str, value: str) -> str:
 
 
 def open_path(field: str, value: str, storage: Storage) -> UPath:
-    """The place that a setting names; nothing is read yet.
+    """The path that a setting names; nothing is read yet.
 
     Args:
-        field: setting that `value` came from, for messages.
-        value: local path, `s3://bucket/key`, or a URI of any other filesystem that fsspec knows.
-        storage: how object storage is reached.
+        field: setting that contains `value`, for messages.
+        value: local path, `s3://bucket/key`, or a URI of any other fsspec filesystem.
+        storage: access to object storage.
 
     Raises:
-        ConfigError: the path is empty, relative in a submitted job, or its protocol unknown or not installed.
+        ConfigError: the path is empty or relative in a submitted job, or its protocol is unknown or not installed.
     """
     path = storage_path(field, value)
     protocol = urlsplit(path).scheme if "://" in path else "file"
@@ -112,28 +111,28 @@ def open_path(field: str, value: str, storage: Storage) -> UPath:
 
 
 def existing_path(field: str, value: str, storage: Storage) -> UPath:
-    """`open_path` of something that is there.
+    """`open_path` for a path that must exist.
 
     Raises:
-        DataError: it is not there, not readable, or its server does not answer. This takes seconds, not the patience of
-            a running job: at the start, a server that does not answer is more likely a wrong address.
+        DataError: it does not exist, is not readable, or its server does not answer. This fails within seconds instead
+            of after all retries: at the start of a job, the likely reason is a wrong address.
     """
     path = open_path(field, value, storage)
-    impatient = UPath(str(path), **storage.options(path.protocol, retries=1))
+    single_retry = UPath(str(path), **storage.options(path.protocol, retries=1))
     with explained(field, value):
-        if not impatient.exists():
-            bucket = impatient.path.split("/")[0]
-            if not is_local(path) and not impatient.fs.exists(bucket):
+        if not single_retry.exists():
+            bucket = single_retry.path.split("/")[0]
+            if not is_local(path) and not single_retry.fs.exists(bucket):
                 raise FileNotFoundError(f"bucket does not exist: {bucket}")
             raise FileNotFoundError(value)
     return path
 
 
 def output_path(field: str, value: str, storage: Storage) -> UPath:
-    """`open_path` of something that will be written.
+    """`open_path` for a path that will be written.
 
     Raises:
-        ConfigError: it is the root of a bucket or filesystem: work in progress needs a place beside it.
+        ConfigError: it is the root of a bucket or filesystem: the workspace of the job is created next to the output.
         DataError: its bucket is missing, or its server does not answer.
     """
     path = open_path(field, value.rstrip("/"), storage)
@@ -145,22 +144,22 @@ def output_path(field: str, value: str, storage: Storage) -> UPath:
 
 
 def arrow_filesystem(path: UPath) -> pafs.FileSystem:
-    """The same filesystem for pyarrow and Ray Data."""
+    """The filesystem of a path, for pyarrow and Ray Data."""
     return pafs.LocalFileSystem() if is_local(path) else pafs.PyFileSystem(pafs.FSSpecHandler(path.fs))
 
 
 def is_local(path: UPath) -> bool:
-    """Whether a path lies on a filesystem of this machine, where renaming is atomic."""
+    """Whether a path is on a filesystem of this machine, where renaming is atomic."""
     return path.protocol in ("", "file", "local")
 
 
 @contextmanager
 def explained(field: str, path: UPath | str) -> Iterator[None]:
-    """Turn what storage raises inside the block into one line that says what to do.
+    """Turn errors of storage in the block into one line that says what to do.
 
     Raises:
-        DiskFullError: what was written did not fit.
-        DataError: anything else.
+        DiskFullError: the disk is full.
+        DataError: any other error of storage.
     """
     try:
         yield
@@ -171,7 +170,8 @@ def explained(field: str, path: UPath | str) -> Iterator[None]:
 
 
 def disk_is_full(error: BaseException) -> bool:
-    """Whether an error says so. Lance, safetensors and tokenizers raise their own, with the system's words."""
+    """Whether an error reports a full disk. Lance, safetensors and tokenizers raise their own types of error, with the
+    message of the operating system."""
     text = str(error)
     return os.strerror(errno.ENOSPC) in text and "\n" not in text  # Ray's wrappers hold whole tracebacks
 
@@ -187,7 +187,7 @@ def _explanation(error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return "does not exist; give an existing file, directory or URI"
     connection = (
-        botocore.exceptions.HTTPClientError,  # holds the errors of connections and timeouts
+        botocore.exceptions.HTTPClientError,  # base of the errors of connections and timeouts
         botocore.exceptions.ConnectionError,
         ConnectionError,
         TimeoutError,

@@ -14,7 +14,7 @@ from pipelines.common.storage import is_local
 
 @contextmanager
 def whole_file(path: UPath) -> Iterator[Path]:
-    """Context that gives a local path to write to; if the block succeeds, the file is moved or uploaded to `path`."""
+    """Give the block a local path to write to; if it succeeds, the file is moved or uploaded to `path`."""
     if is_local(path):
         with files.whole_file(path.path) as local_path:
             yield local_path

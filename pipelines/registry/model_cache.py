@@ -1,4 +1,4 @@
-"""Models by any name: a directory or hub name as it is, a registered version, or a file of official weights."""
+"""Local copies of models: registered versions are downloaded, files of weights are converted."""
 
 import hashlib
 from pathlib import Path
@@ -11,7 +11,7 @@ from pipelines.registry.versions import download_checkpoint, resolve_version
 
 
 def local_model(source: str, cache: Path, tracking_uri: str) -> str:
-    """What `load_checkpoint` takes, for any way of naming a model.
+    """A directory or hub name that `load_checkpoint` accepts, for any way of naming a model.
 
     Args:
         source: directory, hub name, `models:/name/version`, `models:/name@alias`, or a weights file that
@@ -20,7 +20,7 @@ def local_model(source: str, cache: Path, tracking_uri: str) -> str:
         tracking_uri: registry of `models:/`.
 
     Raises:
-        CheckpointError: there is no such model, or it is no CLIP.
+        CheckpointError: the model does not exist or is not a CLIP model.
     """
     if is_model_uri(source):
         version = resolve_version(tracking_uri, source)

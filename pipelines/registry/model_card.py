@@ -1,4 +1,4 @@
-"""The model card of a registered version: where it comes from, what it was measured at, what it cannot do."""
+"""The model card of a registered version: its origin, benchmark results and limits."""
 
 import json
 from collections.abc import Sequence

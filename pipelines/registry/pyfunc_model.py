@@ -14,14 +14,14 @@ from longclip.tokenizer import tokenize
 
 
 class TextEmbedder(mlflow.pyfunc.PythonModel):
-    """Embeds texts of up to the model's context length; longer ones are cut."""
+    """Embeds texts; those longer than the model's context length are truncated."""
 
     def load_context(self, context: Any) -> None:
-        """Load the checkpoint that was registered."""
+        """Load the registered checkpoint."""
         self.checkpoint = load_checkpoint(context.artifacts["checkpoint"])
 
     def predict(self, context: Any, model_input: list[str], params: dict[str, Any] | None = None) -> list[list[float]]:
-        """Embeddings, N lists of D numbers, of N texts. MLflow makes the model's signature of these types."""
+        """Embeddings of N texts, as N lists of D numbers. MLflow derives the model's signature from these types."""
         tokens = tokenize(self.checkpoint.tokenizer, model_input)
         with torch.inference_mode():
             return unit(encode_text(self.checkpoint.model, tokens)).tolist()

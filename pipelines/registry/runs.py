@@ -103,7 +103,7 @@ def log_documents(uri: str, run_id: str, documents: Mapping[str, str]) -> None:
 
 
 class MetricLog:
-    """Metrics of a run on their way to MLflow: kept while it does not answer, and sent when it does again."""
+    """Metrics of a run for MLflow: kept while it does not answer, and sent when it does again."""
 
     def __init__(self, uri: str, run_id: str) -> None:
         self.uri, self.run_id = uri, run_id
@@ -119,7 +119,7 @@ class MetricLog:
         self._pending += [Metric(metric_name(name), value, now, step) for name, value in values.items()]
 
     def send(self) -> None:
-        """Send what MLflow takes; the first failure prints a warning."""
+        """Send all pending metrics; those that MLflow does not take are kept. Only the first failure is printed."""
         try:
             while self._pending:
                 batch = list(islice(self._pending, METRICS_PER_REQUEST))

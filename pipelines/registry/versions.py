@@ -112,30 +112,30 @@ def download_checkpoint(uri: str, model: str, directory: Path) -> None:
         directory: created when the download is complete and verified.
 
     Raises:
-        CheckpointError: the artifacts cannot be read, or are not what was registered.
+        CheckpointError: the artifacts cannot be read, or differ from what was registered.
     """
     from longclip.checkpoint import verify_checkpoint  # loads torch, which moving an alias does not need
 
     registered = parse_model_uri(model)
     artifacts = f"{model}/{CHECKPOINT_ARTIFACT}"
-    with whole_directory(directory) as aside:
+    with whole_directory(directory) as partial:
         try:
             tags = MlflowClient(uri).get_model_version(registered.name, registered.version).tags
-            path = mlflow.artifacts.download_artifacts(artifact_uri=artifacts, dst_path=str(aside), tracking_uri=uri)
+            path = mlflow.artifacts.download_artifacts(artifact_uri=artifacts, dst_path=str(partial), tracking_uri=uri)
         except (MlflowException, OSError) as error:
             raise CheckpointError(f"'{artifacts}' cannot be downloaded: {one_line(error, 200)}") from error
         downloaded = Path(path)
         verify_checkpoint(downloaded, tags.get(MANIFEST_TAG))
         for file in list(downloaded.iterdir()):
-            file.rename(aside / file.name)
+            file.rename(partial / file.name)
         for parent in (downloaded, *downloaded.parents):
-            if parent == aside:
+            if parent == partial:
                 break
             parent.rmdir()
 
 
 def alias_version(uri: str, name: str, alias: str) -> str | None:
-    """Version that an alias of a registered model points to; None if there is no such alias.
+    """Version that an alias of a registered model points to; None if the alias does not exist.
 
     Raises:
         ConfigError: the registry does not answer.

@@ -59,7 +59,7 @@ def run(ray_cluster: None, capsys: pytest.CaptureFixture[str]) -> Callable[..., 
         assert left.value.code == DiskFullError.exit_code
         (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
         assert "No space left on device" in line
-        assert line.endswith("make room and run the same command again")
+        assert line.endswith("free some space and run the same command again")
         return line
 
     return run_settings

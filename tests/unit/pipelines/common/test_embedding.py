@@ -145,7 +145,7 @@ def test_rows_without_text_or_image_are_rejected_in_the_cpu_tasks(
     embedded = embed(rows, {"caption": Reading("caption")}, tiny_checkpoint, tiny_checkpoint_dir, quarantine)
     assert list(embedded["id"]) == ["row-0"]
     assert quarantine.reasons.keys() == {"row-1", "row-2", "row-3"}
-    assert quarantine.reasons["row-1"] == quarantine.reasons["row-3"] == "column 'caption' holds no text"
+    assert quarantine.reasons["row-1"] == quarantine.reasons["row-3"] == "column 'caption' has no text"
     assert "cannot be decoded" in quarantine.reasons["row-2"]
 
 

@@ -63,7 +63,7 @@ def test_lists_of_any_length_give_the_same_shape(refused: Refused) -> None:
     assert rows["caption_ids"].shape == (3, 3, 248)
     assert rows["caption_count"].tolist() == [1, 2, 3]
     assert texts_of(rows["caption_ids"][2], rows["caption_lengths"][2]) == ["one", "two", "three"]
-    assert refused.reasons == {"row-3": "column 'caption' holds no text", "row-4": "column 'caption' holds no text"}
+    assert refused.reasons == {"row-3": "column 'caption' has no text", "row-4": "column 'caption' has no text"}
 
 
 def test_a_pass_draws_among_the_texts_of_each_row_by_its_id(refused: Refused) -> None:

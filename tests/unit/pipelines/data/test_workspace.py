@@ -26,7 +26,7 @@ OTHER: dict[str, Any] = {"job": "test", "settings": {"a": {"b": 2}}, "source": "
 
 @pytest.fixture(autouse=True)
 def quick_lease(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lease_module, "BEAT_SECONDS", 0.05)
+    monkeypatch.setattr(lease_module, "HEARTBEAT_SECONDS", 0.05)
     monkeypatch.setattr(lease_module, "WATCH_SECONDS", 0.6)
     monkeypatch.setattr(lease_module, "SETTLE_SECONDS", 0.1)
 
