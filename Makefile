@@ -1,4 +1,4 @@
-# Two commands: `make demo` shows the whole way on this machine, `make test` tests it. Both make their environment first.
+# `make demo` runs the whole pipeline on this machine, `make test` tests it. Both create the environment first.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -13,19 +13,19 @@ export MLFLOW_DISABLE_TELEMETRY := true
 .PHONY: help install demo test test-faults lint audit ray-head ray-stop clean
 
 help:
-	@echo "make demo          the whole way on this machine, ends with a search page (SERVE=0: without; PORT=8000)"
-	@echo "make test          all tests but fault injection (TESTS='tests/unit -k stretch' for some)"
-	@echo "make test-faults   processes killed, networks cut, disks filled"
-	@echo "make lint          ruff and mypy"
-	@echo "make audit         compares the pinned versions with known advisories"
-	@echo "make ray-head      a Ray head on this machine that takes jobs (make ray-stop ends it)"
-	@echo "make clean         removes var/demo; the next demo starts from nothing"
+	@echo "make demo          run the whole pipeline, then serve a search page (SERVE=0: do not serve; PORT=8000)"
+	@echo "make test          run all tests except fault injection (TESTS='tests/unit -k stretch': only those)"
+	@echo "make test-faults   run the fault tests: killed processes, network partitions, full disks"
+	@echo "make lint          run ruff and mypy"
+	@echo "make audit         compare the pinned versions with known advisories"
+	@echo "make ray-head      start a Ray head on this machine for job submission (make ray-stop stops it)"
+	@echo "make clean         remove var/demo; the next demo starts from scratch"
 
 install: $(ENVIRONMENT)
 
 # The extra `dev` contains all others but `vllm`. torch is installed first, on its own, so that nothing else pulls a
-# different build. open_clip goes to a folder of its own: transformers imports any torchvision that it finds, and one that
-# is not built for this torch breaks it. Only tests of exported models use that folder.
+# different build. open_clip goes to a separate folder: transformers imports any torchvision that it finds, and fails
+# with one that is not built for this torch. Only tests of exported models use that folder.
 $(ENVIRONMENT): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("error: Python 3.11 or newer is needed") if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv $(VENV)
@@ -38,8 +38,8 @@ $(ENVIRONMENT): pyproject.toml constraints.txt
 demo: install
 	$(VENV)/bin/python pipelines/demo.py --set serve=$(if $(filter 0,$(SERVE)),false,true) --set port=$(PORT)
 
-# Unit tests start no Ray: they run in two processes and in a random order, whose seed pytest prints
-# (pytest --randomly-seed=N repeats it). Each group runs whole, whatever became of the one before.
+# Unit tests start no Ray, so they run in two processes and in random order; pytest prints the seed
+# (pytest --randomly-seed=N repeats it). The system tests run even if unit tests fail.
 test: install
 ifdef TESTS
 	$(VENV)/bin/python -m pytest $(TESTS)
@@ -58,15 +58,14 @@ lint: install
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-# Beside the environment: what audits it is no part of it. Strict, because a package that could not be looked up is no
-# package without advisories.
+# The auditor has its own environment. Strict, because a package that cannot be looked up may have advisories.
 audit: install
 	$(PYTHON) -m venv $(VENV)/audit
 	$(VENV)/audit/bin/pip install --quiet --disable-pip-version-check pip-audit==2.9.0
 	$(VENV)/audit/bin/pip-audit --strict --no-deps --disable-pip --requirement constraints.txt
 
-# A Ray head on loopback for `ray job submit`, whose `python` is the one of this environment. Ray 2.60 asks every client
-# for a token. Whoever reads it runs code, and Ray by itself writes it for all to read.
+# A Ray head on loopback for `ray job submit`; jobs run with the Python of this environment. Ray 2.60 requires a token
+# from every client. Anyone who has it can run code, and Ray creates the file readable for everyone, hence the umask.
 TOKEN := $(HOME)/.ray/auth_token
 
 $(TOKEN): | install

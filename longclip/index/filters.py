@@ -99,7 +99,7 @@ class _Parser:
     def _comparisons(self, column: str, value: Any) -> list[Filter]:
         if column not in self.schema:
             known = ", ".join(self.schema) or "none"
-            raise DataError(f"there is no column {_shown(column)} to filter by; there is: {known}")
+            raise DataError(f"column {_shown(column)} does not exist; columns to filter by: {known}")
         if not isinstance(value, dict) or not value:
             raise DataError(f"'{column}' takes an object such as {{\"eq\": value}}, not {_shown(value)}")
         comparisons = []

@@ -120,7 +120,7 @@ def test_structures_find_what_exact_search_finds(tmp_path: Path, monkeypatch: py
         assert [match.id for match in some] == best_ids(vectors["image"], query, 10, np.arange(1000, 2500))
 
 
-def test_the_gate_measures_texts_and_chooses_the_fewest_lists_that_do(tmp_path: Path) -> None:
+def test_gate_chooses_the_fewest_lists_that_pass(tmp_path: Path) -> None:
     items, vectors = clustered()
     index = PublishedIndex.open(write_version(tmp_path, 1, items, vectors, lists=50))
     table = measure_probes(index, "image", {"text": vectors["caption"][:200], "image": vectors["image"][:200]})
@@ -180,8 +180,8 @@ def nested(depth: int) -> dict:
     [
         ({}, "must be an object"),
         ("year > 1990", "must be an object"),
-        ({"color": {"eq": 1}}, "no column 'color'"),
-        ({"year; DROP TABLE": {"eq": 1}}, "no column"),
+        ({"color": {"eq": 1}}, "column 'color' does not exist"),
+        ({"year; DROP TABLE": {"eq": 1}}, "does not exist; columns to filter by"),
         ({"year": 1990}, "takes an object"),
         ({"year": {"like": 1990}}, "'like' is not one of eq, ne"),
         ({"year": {"eq": "1990"}}, "holds int64, it cannot be compared with '1990'"),
@@ -195,10 +195,10 @@ def nested(depth: int) -> dict:
         ({"and": {"year": {"eq": 1}}}, "'and' takes a list"),
         (nested(MAX_DEPTH + 1), "nested deeper"),
         ({"or": [{"year": {"eq": n}} for n in range(MAX_CONDITIONS + 1)]}, "more than"),
-        ({"x" * 5000: {"eq": 1}}, "no column"),
+        ({"x" * 5000: {"eq": 1}}, "does not exist; columns to filter by"),
     ],
 )
-def test_bad_filters_are_one_short_line(condition: Any, message: str) -> None:
+def test_filter_errors_are_one_short_line(condition: Any, message: str) -> None:
     with pytest.raises(DataError, match=message) as refused:
         parse_filter(condition, SCHEMA)
     assert "\n" not in str(refused.value)
@@ -246,7 +246,7 @@ def test_a_manifest_that_disagrees_is_refused(version: Path, changes: dict, mess
         PublishedIndex.open(version)
 
 
-def test_manifests_must_be_whole(version: Path) -> None:
+def test_manifests_must_be_complete(version: Path) -> None:
     (version / "manifest.json").write_text('{"manifest_version": 2, "count": 4}')
     with pytest.raises(SearchIndexError, match="lacks version, checkpoint_id, embedding_dim"):
         read_manifest(version)
@@ -277,7 +277,7 @@ def test_ids_must_name_items(tmp_path: Path, ids: list[str | None], message: str
         PublishedIndex.open(write_version(tmp_path, 1, items, vectors))
 
 
-def test_the_newest_version_of_the_model_is_the_one(tmp_path: Path) -> None:
+def test_newest_version_of_the_model_is_chosen(tmp_path: Path) -> None:
     items, vectors = clustered(4)
     for number, model in ((1, "a"), (2, "b"), (3, "a"), (4, "b")):
         write_version(tmp_path, number, items, vectors, checkpoint_id=model)
