@@ -68,5 +68,5 @@ def tiny_checkpoint_dir(tiny_checkpoint: Checkpoint, tmp_path_factory: pytest.Te
 def vectors() -> Path:
     """The folder of reference vectors; skips where it is absent."""
     if not (SHARED / "vectors").is_dir():
-        pytest.skip("reference vectors not found beside the repository (../shared/vectors)")
+        pytest.skip("reference vectors not found next to the repository (../shared/vectors)")
     return SHARED / "vectors"

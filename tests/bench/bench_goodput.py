@@ -4,7 +4,7 @@ Rivals, each in a process of its own with one thread:
 
     bare    a plain loop over batches in memory
     train   the same loop in a worker of Ray Train, which reports every ten steps, as finetune does
-    fed     that, with batches that come from Ray Data, whose rows lie in the cluster's memory
+    fed     that, with batches that come from Ray Data, whose rows are in the cluster's memory
 
 What starts up costs the same for any number of steps, so the time of a step is the slope between two numbers of them.
 All rivals must end with the same parameters, else exit code 1.

@@ -43,7 +43,7 @@ def step(batch_size: int, chunk_size: int | None, result: str) -> None:
     model = CLIPModel(CLIPConfig(text_config=text, vision_config={**tower, "patch_size": 16}, projection_dim=128))
     encoder = PairEncoder(model.train(), ImageTransform(224))
     loss = LossConfig(pca_dim=16)
-    backward(encoder, batch_of(4), loss)  # what a first step sets up is no part of the comparison
+    backward(encoder, batch_of(4), loss)  # one-time setup in the first step is not compared
     model.zero_grad()
     batch = batch_of(batch_size)
     Path("/proc/self/clear_refs").write_text("5")  # forgets the peak

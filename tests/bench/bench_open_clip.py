@@ -10,9 +10,9 @@ gradients (of all parameters together) to 1e-5, in float32, else exit code 1.
 
     python tests/bench/bench_open_clip.py [--quick] [--model B/16] [--batch 32]
 
-Needs `open_clip_torch` and the torchvision that was built for the installed torch, beside what bench_train_step.py
-needs; where open_clip cannot be imported, that is the last line, with exit code 2. One thread, process CPU time. The
-last line is JSON; `ratio` is open_clip's time over ours.
+Needs `open_clip_torch` and a torchvision built for the installed torch, in addition to what bench_train_step.py needs.
+If open_clip cannot be imported, the last line says so and the exit code is 2. One thread, process CPU time. The last
+line is JSON; `ratio` is open_clip's time divided by that of this project.
 """
 
 import importlib

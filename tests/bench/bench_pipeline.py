@@ -45,7 +45,7 @@ from pipelines.common.model_inputs import ModelInputs, row_key
 from pipelines.common.parquet_set import open_parquet, parquet_writer
 from pipelines.common.rejected_rows import start_quarantine
 from pipelines.common.storage import Storage
-from pipelines.training.row_feed import PLACE, WindowReader, feed
+from pipelines.training.row_feed import POSITION, WindowReader, feed
 from pipelines.training.row_order import TrainingOrder
 from pipelines.training.row_source import OBJECT_STORE_SHARE
 from pipelines.training.settings import DATA_CPUS, Data
@@ -83,7 +83,7 @@ def ray_batches(path: Path) -> Iterator[Batch]:
     data = open_parquet("data", str(path), Storage(), COLUMNS)
     texts = {"caption": 1, "summary": 1}
     quarantine = start_quarantine(data.rows, 0.0)
-    inputs = ModelInputs(Columns(), texts, ImageTransform(SIDE), None, CONTEXT_LENGTH, quarantine, keep=[PLACE])
+    inputs = ModelInputs(Columns(), texts, ImageTransform(SIDE), None, CONTEXT_LENGTH, quarantine, keep=[POSITION])
     order = TrainingOrder(data.row_groups, BATCH, streams=1, window_rows=Data().shuffle_window, seed=0)
     free = ray.cluster_resources()
     memory = OBJECT_STORE_SHARE * free["object_store_memory"]

@@ -1,4 +1,4 @@
-"""From raw rows to an answered search on a cluster of several machines, over a network, and what survives failures.
+"""From raw rows to a search on a cluster of several machines with a network, and recovery from failures.
 
 One cluster goes all the way once, because each job costs more to start than to run. Two trainings are disturbed in
 different ways, and must have the same result.
@@ -90,13 +90,13 @@ def train(cluster: Cluster, data: str, output: Path) -> Job:
 
 @pytest.fixture(scope="module")
 def trained(cluster: Cluster, summarized: str) -> Job:
-    """A training during which S3 and then MLflow were killed and came back; the workers lived."""
+    """A training run during which S3 and then MLflow were killed and restarted."""
     training = train(cluster, summarized, cluster.directory / "outage")
     training.wait_for((cluster.directory / "outage" / ".run").exists)  # rows are read next
     cluster.kill(cluster.s3)
     time.sleep(OUTAGE_SECONDS)
     assert training.process.poll() is None, training.output()
-    assert not training.steps(), "rows came from nowhere"
+    assert not training.steps(), "steps without data"
     cluster.kill(cluster.mlflow)
     cluster.start_s3()
     training.wait_for(lambda: "MLflow does not take metrics" in training.output())
@@ -134,18 +134,18 @@ def deploy(cluster: Cluster) -> None:
 
 
 def nearest(cluster: Cluster, node: str = "head") -> str:
-    """The row that a search, asked of a node, finds for the caption of row 7."""
+    """Id of the best hit for the caption of row 7, from a search on one node."""
     query = {"query": {"text": CAPTION.format(7)}, "target": "caption", "top_k": 1}
     return cluster.ask(f"http://{node}:8000/v1/search", query)["hits"][0]["id"]
 
 
-def test_the_cluster_does_nothing_for_whoever_shows_no_token(cluster: Cluster) -> None:
+def test_requests_without_a_token_are_rejected(cluster: Cluster) -> None:
     refused = cluster.laptop.run("curl", "--silent", "--write-out", "%{http_code}", "http://head:8265/api/jobs/")
     assert refused.stdout.endswith("401")
     assert cluster.ask("http://head:8265/api/jobs/", token=TOKEN) is not None
 
 
-def test_a_search_over_what_was_made_on_the_cluster(cluster: Cluster, served: None) -> None:
+def test_search_over_an_index_built_on_the_cluster(cluster: Cluster, served: None) -> None:
     info = cluster.ask("http://head:8000/info")
     assert (info["model"]["id"], info["model"]["version"]) == ("longclip", "1")
     assert (info["index"]["count"], info["index"]["checkpoint_id"]) == (ROWS, info["model"]["checkpoint_id"])
@@ -153,7 +153,7 @@ def test_a_search_over_what_was_made_on_the_cluster(cluster: Cluster, served: No
 
 
 def test_training_survives_outages_of_s3_and_mlflow(cluster: Cluster, trained: Job) -> None:
-    """Nothing is trained twice, and MLflow has every step in the end."""
+    """No step is repeated, and MLflow has all of them in the end."""
     assert "warning: MLflow does not take metrics; training continues" in trained.output()
     assert trained.steps() == [*range(1, STEPS + 1)]
     (run,) = re.findall(r"MLflow run (\w+) at http://mlflow:5000", trained.output())
@@ -162,7 +162,7 @@ def test_training_survives_outages_of_s3_and_mlflow(cluster: Cluster, trained: J
 
 
 def test_training_survives_a_lost_machine_and_a_partition(cluster: Cluster, summarized: str, served: None) -> None:
-    """One worker is powered off and replaced; later the other one is unplugged until the head has given it up."""
+    """One worker is powered off and replaced; then the other one is unplugged until the head declares it dead."""
     output = cluster.directory / "lost"
     kept, lost = sorted(cluster.workers())
     training = train(cluster, summarized, output)
@@ -170,12 +170,12 @@ def test_training_survives_a_lost_machine_and_a_partition(cluster: Cluster, summ
     cluster.network.machines[lost].power_off()
     reached = registered_step(output)
     cluster.add_worker("replacement")
-    # One checkpoint may have been on its way; the next one needs both workers.
+    # One checkpoint may have been in flight; the next one needs both workers.
     training.wait_for(lambda: registered_step(output) >= reached + 2 * EVERY)
     cluster.network.unplug(kept)
     cluster.wait_for_workers("replacement")
     assert training.process.poll() is None, training.output()
-    assert not (output / "checkpoint").exists(), "it was over before the machine was missed"
+    assert not (output / "checkpoint").exists(), "training ended before the loss was noticed"
     cluster.network.plug_in(kept)
     training.finish()
     cluster.wait_for_workers(kept, "replacement")
@@ -185,11 +185,11 @@ def test_training_survives_a_lost_machine_and_a_partition(cluster: Cluster, summ
     assert nearest(cluster) == "row-007"
 
 
-def test_the_head_is_killed_while_workers_serve(cluster: Cluster, served: None) -> None:
-    """A proxy beside a replica answers without a head; the head that starts again has its cluster from Redis."""
+def test_workers_serve_while_the_head_is_down(cluster: Cluster, served: None) -> None:
+    """The proxy of a worker answers without a head; the restarted head restores its cluster from Redis."""
     worker = next(name for name in cluster.workers() if cluster.ask(f"http://{name}:8000/readyz"))
     cluster.kill_head()
-    assert not cluster.workers(), "the head answers"
+    assert not cluster.workers(), "the head still answers"
     answers = 0
     while not cluster.workers():
         assert nearest(cluster, worker) == "row-007"
@@ -200,7 +200,7 @@ def test_the_head_is_killed_while_workers_serve(cluster: Cluster, served: None) 
     config = (cluster.directory / "serve.yaml").read_text()
     (cluster.directory / "serve.yaml").write_text(config.replace('revision: ""', "revision: later"))
     deploy(cluster)
-    found = "serve status --address=http://head:8265 | grep -A1 longclip: | grep RUNNING"
-    cluster.laptop.wait_for("sh", "-c", found, environment=RAY_CLIENT)
+    is_running = "serve status --address=http://head:8265 | grep -A1 longclip: | grep RUNNING"
+    cluster.laptop.wait_for("sh", "-c", is_running, environment=RAY_CLIENT)
     assert nearest(cluster) == nearest(cluster, worker) == "row-007"
     print(f"\nhead killed: {worker} gave {answers} answers without it, and the new head deployed again")

@@ -1,4 +1,4 @@
-"""A disk that is really full: jobs say so in one line, readers keep what they had, and the same command finishes."""
+"""A full disk: jobs report it in one line, readers keep the old version, and the same command finishes later."""
 
 import os
 import shutil
@@ -35,7 +35,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 @contextmanager
 def full_but_for(disk: Path, room: int) -> Iterator[None]:
-    """Leave so many bytes of a disk to those who write while the block runs."""
+    """Fill a disk except for `room` bytes while the block runs."""
     filler = disk / "filler"
     with open(filler, "wb") as file:
         os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(disk).free - room)
@@ -47,16 +47,16 @@ def full_but_for(disk: Path, room: int) -> Iterator[None]:
 
 @pytest.fixture
 def run(ray_cluster: None, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Run an entry to its end; gives what it printed at last, and checks that a full disk is one line."""
+    """Run an entry; returns its last line, and checks that a full disk is an error of one line."""
 
     def run_settings(main: Callable[[list[str]], None], *settings: str, full: bool = False) -> str:
-        with pytest.raises(SystemExit) as left:
+        with pytest.raises(SystemExit) as exited:
             run_entry(lambda: main([part for setting in settings for part in ("--set", setting)]))
         out, err = capsys.readouterr()
         if not full:
-            assert left.value.code == 0, err
+            assert exited.value.code == 0, err
             return out.strip().splitlines()[-1]
-        assert left.value.code == DiskFullError.exit_code
+        assert exited.value.code == DiskFullError.exit_code
         (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
         assert "No space left on device" in line
         assert line.endswith("free some space and run the same command again")
@@ -65,7 +65,7 @@ def run(ray_cluster: None, capsys: pytest.CaptureFixture[str]) -> Callable[..., 
     return run_settings
 
 
-def test_an_index_keeps_its_version_and_is_finished_later(
+def test_index_keeps_its_version_and_is_finished_by_a_rerun(
     disk: Path, run: Callable[..., str], tmp_path: Path, tiny_checkpoint_dir: Path
 ) -> None:
     index = disk / "index"
@@ -77,24 +77,24 @@ def test_an_index_keeps_its_version_and_is_finished_later(
         assert [manifest.count for manifest in version_manifests(index)] == [20]
         assert len(PublishedIndex.open(version_directory(index, 1)).shards[0]) == 20
     line = run(embed.main, f"input={many}", *settings)
-    assert int(line.split(" unchanged")[0].split()[-1]) > 20, "what was committed is not done again"
+    assert int(line.split(" unchanged")[0].split()[-1]) > 20, "committed rows are not embedded again"
     assert PublishedIndex.open(version_directory(index, 2)).manifest.count == 400
     assert not [path for path in index.rglob("*") if path.name.startswith(".")]
 
 
-def test_prepared_data_is_whole_or_not_there(disk: Path, run: Callable[..., str], tmp_path: Path) -> None:
+def test_prepared_data_is_never_published_incomplete(disk: Path, run: Callable[..., str], tmp_path: Path) -> None:
     output = disk / "prepared"
     settings = [f"input={write_rows(tmp_path / 'rows.parquet', rows=400)}", f"output={output}"]
     with full_but_for(disk, 2**19):
         run(prepare.main, *settings, full=True)
-        assert not (output / "_manifest.json").exists(), "nothing says that it is finished"
+        assert not (output / "_manifest.json").exists(), "an unfinished output has no manifest"
     assert "400 rows in, 400 out, 0 rejected" in run(prepare.main, *settings)
 
 
-def test_training_goes_on_from_its_last_whole_checkpoint(
+def test_training_resumes_from_its_last_complete_checkpoint(
     disk: Path, run: Callable[..., str], tmp_path: Path, tiny_checkpoint_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Ray Train takes one report from a worker per such period; its default of 2 s would be most of the test's time.
+    # Ray Train takes one report per worker and period; the default of 2 s would be most of the test's time.
     monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     output = disk / "run"
     settings = [
@@ -109,7 +109,7 @@ def test_training_goes_on_from_its_last_whole_checkpoint(
     load_checkpoint(output / "checkpoint")
 
 
-def test_a_model_that_does_not_fit_the_cache_leaves_nothing_in_it(
+def test_failed_download_leaves_the_cache_empty(
     disk: Path, run: Callable[..., str], tmp_path: Path, tiny_checkpoint_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")

@@ -1,4 +1,4 @@
-"""Data jobs that are killed and run again lose, double and repeat nothing, and nobody sees half an output.
+"""Killed data jobs resume without losing, duplicating or repeating rows; readers never see an incomplete output.
 
 Each process start costs more than the work itself, so one run takes several faults.
 """
@@ -33,7 +33,7 @@ DEADLINE_SECONDS = 300
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Rows of which some are broken and some are duplicates."""
+    """Rows, some of them broken or duplicates."""
     rows = [
         {"id": f"row-{row:05d}", "image": jpeg(row), "caption": f"Picture {row} is here. It has spots. All are round."}
         for row in range(ROWS)
@@ -56,7 +56,7 @@ def settings(verb: str, source: Path, output: Path) -> list[str]:
 
 
 class Job:
-    """A data job in a process of its own."""
+    """A data job in its own process."""
 
     def __init__(self, verb: str, source: Path, output: Path) -> None:
         self.output, self.partial = output, output.parent / f".{output.name}.partial"
@@ -68,16 +68,16 @@ class Job:
             self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
 
     def finished_pieces(self, stage: str) -> int:
-        """How many pieces of a stage need not be done again."""
+        """Number of finished pieces of a stage."""
         return len(list((self.partial / stage).glob("*.json")))
 
     def wait_for_pieces(self, stage: str, count: int) -> None:
-        """Return when so many pieces of a stage are finished."""
+        """Return when `count` pieces of a stage are finished."""
         while self.finished_pieces(stage) < count:
             self._wait()
 
     def workers(self, name: str) -> list[int]:
-        """Process ids of its workers that have a name, of which there is at least one."""
+        """Process ids of its workers with `name` in their title; waits for the first one."""
         while not (pids := [pid for pid, line in processes_below(self.process.pid) if name in line]):
             self._wait()
         return pids
@@ -88,11 +88,11 @@ class Job:
         assert not self.output.exists()
 
     def kill_worker(self) -> None:
-        """`kill -9` of a process that has a piece."""
+        """`kill -9` of a worker process."""
         os.kill(self.workers("RunUnits")[0], signal.SIGKILL)
 
     def finish(self) -> str:
-        """Output of a job that ends well."""
+        """Wait for success; returns the log."""
         code = self.process.wait(DEADLINE_SECONDS)
         assert code == 0, self.log.read_text()
         return self.log.read_text()
@@ -118,14 +118,14 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Job]]:
 
 
 def contents(output: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Rows and rejected rows of an output, in its order."""
+    """Rows and rejected rows of an output, in order."""
     rows = [row for file in sorted(output.rglob("[!_]*.parquet")) for row in pq.read_table(file).to_pylist()]
     return rows, pq.read_table(output / "_quarantine.parquet").to_pylist()
 
 
 @pytest.fixture(scope="module")
 def undisturbed(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Outputs of jobs that nobody killed."""
+    """Outputs of uninterrupted jobs."""
     folder = tmp_path_factory.mktemp("undisturbed")
     outputs = {"prepare": folder / "clean", "summarize": folder / "summarized"}
     with own_ray(num_cpus=2):
@@ -138,17 +138,17 @@ def undisturbed(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
 
 
 def done_before(log: str, stage: str) -> int:
-    found = re.search(rf"(\d+) of \d+ pieces of '{stage}' are already finished", log)
-    return int(found[1]) if found else 0
+    match = re.search(rf"(\d+) of \d+ pieces of '{stage}' are already finished", log)
+    return int(match[1]) if match else 0
 
 
-def test_prepare_survives_kills_while_it_cleans_and_while_it_writes(
+def test_prepare_resumes_after_kills_in_both_stages(
     start: Callable[..., Job], source: Path, undisturbed: dict[str, Path]
 ) -> None:
-    """Its driver is killed in each of its two stages, a worker is killed, and a second job on its output is refused."""
+    """The driver is killed in both stages, a worker is killed, and a second job on the same output is rejected."""
     first = start("prepare", source)
     first.wait_for_pieces("clean", 4)
-    with frozen(first.workers("ray::")):  # it does not finish while the second one starts
+    with frozen(first.workers("ray::")):  # so that it does not finish while the second one starts
         second = start("prepare", source)
         assert second.process.wait(DEADLINE_SECONDS) == 2
         assert "is being written by another job" in second.log.read_text()
@@ -164,12 +164,12 @@ def test_prepare_survives_kills_while_it_cleans_and_while_it_writes(
     assert done_before(third.log.read_text(), "clean") == finished
 
     last = start("prepare", source)
-    assert done_before(last.finish(), "clean") == PIECES, "the piece of the killed worker was done by another"
+    assert done_before(last.finish(), "clean") == PIECES, "another worker did the piece of the killed one"
     assert contents(last.output) == contents(undisturbed["prepare"])
     assert not last.partial.exists()
 
 
-def test_summarize_survives_two_kills_of_its_driver_and_one_of_a_worker(
+def test_summarize_resumes_after_kills_of_driver_and_worker(
     start: Callable[..., Job], source: Path, undisturbed: dict[str, Path]
 ) -> None:
     finished = 0

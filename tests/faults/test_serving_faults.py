@@ -1,4 +1,4 @@
-"""The serving application while things go wrong: real Serve, real replicas, real load; nothing is imitated."""
+"""Faults of the serving application, with real Serve, replicas and load; nothing is mocked."""
 
 import asyncio
 import os
@@ -23,14 +23,14 @@ pytestmark = pytest.mark.slow
 
 
 class Application:
-    """What is served at `/`. A deployment takes seconds, so tests that need the same one share it."""
+    """The application at `/`. A deployment takes seconds, so tests with the same arguments share it."""
 
     def __init__(self, url: str) -> None:
         self.url = url
         self._served: tuple[AppArgs, str | None] | None = None
 
     def deploy(self, args: AppArgs, fresh: bool = False) -> None:
-        """Serve with these arguments and the keys of the environment, unless that is what is served."""
+        """Deploy with these arguments and the keys of the environment, unless it is deployed already."""
         wanted = (args, os.environ.get("LONGCLIP_API_KEYS"))
         if fresh or wanted != self._served:
             self._served = None
@@ -38,12 +38,12 @@ class Application:
             self._served = wanted
 
     def delete(self) -> None:
-        """Take it away."""
+        """Delete the application."""
         self._served = None
         serve.delete("default")
 
     def search(self, **options: Any) -> httpx.Response:
-        """The answer to a search for `QUERY`."""
+        """Response to a search for `QUERY`."""
         return httpx.post(f"{self.url}/v1/search", json={"query": {"text": QUERY}, "top_k": 5}, **options)
 
 
@@ -73,23 +73,25 @@ def switch_and_back(application: Application, variants: tuple[Variant, Variant],
 
 
 def metric(url: str, pattern: str) -> float:
-    """Sum of a metric over all replicas, as far as they have told it."""
+    """Sum of the latest reported values of a metric over all replicas."""
     text = httpx.get(f"{url}/metrics", timeout=30).text
     return sum(float(value) for value in re.findall(rf"^ray_longclip_{pattern}.*}} (\S+)$", text, re.MULTILINE))
 
 
 def long_texts(count: int) -> list[str]:
-    """Texts of the whole context, all different, which keep the model busy for a while."""
+    """Different texts of the full context length, which keep the model busy for a while."""
     return [" ".join(f"{number} {word}" for word in range(120)) for number in range(count)]
 
 
-def test_a_model_and_its_index_change_in_one_switch_and_back_with_one_replica(
+def test_model_and_index_switch_together_with_one_replica(
     application: Application, variants: tuple[Variant, Variant]
 ) -> None:
     switch_and_back(application, variants, replicas=1)
 
 
-def test_overload_is_refused_at_once_and_passes(application: Application, variants: tuple[Variant, Variant]) -> None:
+def test_overload_is_rejected_immediately_and_clears(
+    application: Application, variants: tuple[Variant, Variant]
+) -> None:
     first, _ = variants
     application.deploy(first.args())
     limits = httpx.Limits(max_connections=None)
@@ -109,18 +111,18 @@ def test_overload_is_refused_at_once_and_passes(application: Application, varian
     check_answer(application.search(), first)
 
 
-def test_what_a_client_that_left_had_asked_for_is_not_computed(
+def test_requests_of_disconnected_clients_are_cancelled(
     application: Application, variants: tuple[Variant, Variant]
 ) -> None:
     first, _ = variants
-    application.deploy(first.args(), fresh=True)  # or it would count what other tests asked for
+    application.deploy(first.args(), fresh=True)  # resets the counters
     items = 'batch_total{.*queue="texts".*unit="items"'
-    left = 'requests_total{.*endpoint="embeddings".*status="499"'
-    before, left_before = metric(application.url, items), metric(application.url, left)
+    disconnected = 'requests_total{.*endpoint="embeddings".*status="499"'
+    before, disconnected_before = metric(application.url, items), metric(application.url, disconnected)
     request, patience = {"input": long_texts(MAX_TEXTS)}, httpx.Timeout(60, read=0.7)
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(f"{application.url}/v1/embeddings", json=request, timeout=patience)
-    wait_until(lambda: metric(application.url, left) > left_before)
+    wait_until(lambda: metric(application.url, disconnected) > disconnected_before)
     check_answer(application.search(), first)
     wait_until(
         lambda: metric(application.url, items) > before and metric(application.url, 'waiting{.*queue="texts"') == 0
@@ -128,7 +130,7 @@ def test_what_a_client_that_left_had_asked_for_is_not_computed(
     assert metric(application.url, items) - before < MAX_TEXTS / 2
 
 
-def test_slow_clients_hold_up_nobody(application: Application, variants: tuple[Variant, Variant]) -> None:
+def test_slow_clients_do_not_block_others(application: Application, variants: tuple[Variant, Variant]) -> None:
     first, _ = variants
     application.deploy(first.args())
     host, port = application.url.removeprefix("http://").split(":")
@@ -144,7 +146,7 @@ def test_slow_clients_hold_up_nobody(application: Application, variants: tuple[V
             connection.close()
 
 
-def test_an_application_that_is_taken_away_finishes_what_it_began(
+def test_deleted_application_finishes_running_requests(
     application: Application, variants: tuple[Variant, Variant]
 ) -> None:
     first, _ = variants
@@ -152,20 +154,20 @@ def test_an_application_that_is_taken_away_finishes_what_it_began(
     request = {"input": long_texts(MAX_TEXTS), "truncate": True, "encoding_format": "base64"}
     with ThreadPoolExecutor(1) as client:
         answer = client.submit(httpx.post, f"{application.url}/v1/embeddings", json=request, timeout=60)
-        time.sleep(1.5)  # it has arrived, and takes some seconds
+        time.sleep(1.5)  # the request has arrived, and takes some seconds
         assert not answer.done()
         application.delete()
     assert answer.result().status_code == 200
     assert len(answer.result().json()["data"]) == MAX_TEXTS
 
 
-def test_a_model_and_its_index_change_in_one_switch_and_back_with_two_replicas(
+def test_model_and_index_switch_together_with_two_replicas(
     application: Application, variants: tuple[Variant, Variant]
 ) -> None:
     switch_and_back(application, variants, replicas=2)
 
 
-def test_a_build_that_is_refused_leaves_what_is_served(
+def test_rejected_build_keeps_the_served_application(
     application: Application, variants: tuple[Variant, Variant]
 ) -> None:
     first, second = variants
@@ -175,12 +177,12 @@ def test_a_build_that_is_refused_leaves_what_is_served(
     check_answer(application.search(), first)
 
 
-def test_a_replica_that_is_killed_costs_its_own_requests_only(
+def test_killed_replica_fails_only_its_own_requests(
     application: Application, variants: tuple[Variant, Variant]
 ) -> None:
     first, _ = variants
     application.deploy(first.args(replicas=2))
-    wait_until(lambda: len(replica_pids()) == 2)  # those of the application before it end a little later
+    wait_until(lambda: len(replica_pids()) == 2)  # replicas of the previous application end a little later
     before = replica_pids()
     with Searches(application.url) as load:
         load.wait_for(40)
@@ -197,12 +199,14 @@ def test_a_replica_that_is_killed_costs_its_own_requests_only(
     failed = Counter(r.status_code for r in load.answers if r.status_code != 200) + Counter(
         type(error).__name__ for error in load.errors
     )
-    assert failed.total() <= 2 * load.clients, f"more than those in flight, and sent before it was noticed: {failed}"
+    assert failed.total() <= 2 * load.clients, (
+        f"more than the requests in flight, or sent before the loss was noticed: {failed}"
+    )
     assert set(failed) <= {500, 503}, failed
     assert all(response.status_code == 200 for response in load.answers[-40:])
 
 
-def test_keys_are_asked_for_by_every_replica(
+def test_every_replica_requires_a_key(
     application: Application, variants: tuple[Variant, Variant], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, _ = variants

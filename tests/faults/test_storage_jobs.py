@@ -1,4 +1,4 @@
-"""The data jobs from S3 and back to it, while the network fails and the server dies."""
+"""Data jobs with input and output on S3, while the network fails and the server restarts."""
 
 import threading
 import time
@@ -33,7 +33,7 @@ Run = Callable[..., str]
 
 @pytest.fixture(scope="module")
 def storage(s3_server: S3Server, s3_proxy: FaultProxy) -> Iterator[Storage]:
-    """The way through the proxy, and one local Ray whose workers have the credentials."""
+    """Access through the proxy, and one local Ray whose workers have the credentials."""
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("AWS_PROFILE", raising=False)
         patch.setenv("AWS_ACCESS_KEY_ID", KEY)
@@ -49,7 +49,7 @@ def storage(s3_server: S3Server, s3_proxy: FaultProxy) -> Iterator[Storage]:
 
 @pytest.fixture(scope="module")
 def local(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The input on a disk: captions and paths of images; some are broken, some are there twice."""
+    """The input on a disk: captions and paths of images; some are broken, some are duplicates."""
     root = tmp_path_factory.mktemp("local")
     (root / "in" / "images").mkdir(parents=True)
     rows = []
@@ -77,10 +77,10 @@ def run(storage: Storage, capsys: pytest.CaptureFixture[str]) -> Run:
         settings = [f"input={source}", f"output={output}", f"{piece}={ROWS_PER_PIECE}", "storage.path_style=true"]
         settings += [f"storage.endpoint_url={storage.endpoint_url}"]
         entry = prepare if verb == "prepare" else summarize
-        with pytest.raises(SystemExit) as left:
+        with pytest.raises(SystemExit) as exited:
             run_entry(lambda: entry.main([part for text in settings for part in ("--set", text)]))
         out, err = capsys.readouterr()
-        assert not left.value.code, err[-3000:]
+        assert not exited.value.code, err[-3000:]
         return out
 
     return run_job
@@ -110,7 +110,7 @@ def left_behind(output: str, storage: Storage) -> list[str]:
     ]
 
 
-def test_through_a_network_that_fails_now_and_then(
+def test_jobs_survive_an_unreliable_network(
     run: Run, remote: str, expected: dict[str, list[dict[str, Any]]], storage: Storage, s3_proxy: FaultProxy
 ) -> None:
     clean, summarized = f"s3://{BUCKET}/faults/clean", f"s3://{BUCKET}/faults/summarized"
@@ -127,7 +127,7 @@ def test_through_a_network_that_fails_now_and_then(
     assert left_behind(clean, storage) == left_behind(summarized, storage) == []
 
 
-def test_a_server_that_is_killed_and_started_again_mid_job(
+def test_job_survives_a_restart_of_the_server(
     run: Run,
     remote: str,
     expected: dict[str, list[dict[str, Any]]],
@@ -141,17 +141,17 @@ def test_a_server_that_is_killed_and_started_again_mid_job(
 
     def kill_once(number: int) -> None:
         if number == 150 and not kills:
-            kills.append(threading.Thread(target=die_and_return))
+            kills.append(threading.Thread(target=restart))
             kills[0].start()
 
-    def die_and_return() -> None:
+    def restart() -> None:
         s3_server.kill()
         time.sleep(OUTAGE_SECONDS)
         s3_server.start()
 
     s3_proxy.on_request = kill_once
     out = run("prepare", f"{remote}/rows.parquet", clean)
-    assert kills, "the job was over before the server could die"
+    assert kills, "the job ended before the server was killed"
     kills[0].join()
     s3_proxy.reset()
     assert f"prepare: {ROWS} rows in, {ROWS - 20} out, 10 rejected" in out
@@ -159,9 +159,7 @@ def test_a_server_that_is_killed_and_started_again_mid_job(
     assert left_behind(clean, storage) == []
 
 
-def test_readers_see_nothing_of_an_output_before_it_is_whole(
-    run: Run, remote: str, storage: Storage, s3_proxy: FaultProxy
-) -> None:
+def test_readers_never_see_an_incomplete_output(run: Run, remote: str, storage: Storage, s3_proxy: FaultProxy) -> None:
     output = open_path("x", f"s3://{BUCKET}/whole/clean", storage)
     direct = open_path("x", str(output), Storage(endpoint_url=f"http://127.0.0.1:{s3_proxy.target}", path_style=True))
     seen: set[tuple[bool, bool]] = set()
@@ -173,7 +171,7 @@ def test_readers_see_nothing_of_an_output_before_it_is_whole(
             if any(name.endswith(".parquet") for name in names):
                 seen.add((MANIFEST in names, "_INCOMPLETE" in names))
 
-    write_whole(output.parent / "beside.txt", b"not of the job")
+    write_whole(output.parent / "other.txt", b"not of the job")
     reader = threading.Thread(target=look)
     reader.start()
     run("prepare", f"{remote}/rows.parquet", str(output))
@@ -181,5 +179,5 @@ def test_readers_see_nothing_of_an_output_before_it_is_whole(
     stop.set()
     reader.join()
     assert (True, False) in seen
-    assert (False, False) not in seen, "files without manifest and without the mark that they are incomplete"
-    assert (output.parent / "beside.txt").exists()
+    assert (False, False) not in seen, "files with neither manifest nor marker"
+    assert (output.parent / "other.txt").exists()

@@ -1,4 +1,4 @@
-"""Training that is interrupted and resumed has the same result as a run that nobody disturbed.
+"""Training that is interrupted and resumed has the same result as an uninterrupted run.
 
 Each process start costs more than the training itself, so a run is short, and one run takes several faults.
 """
@@ -35,19 +35,19 @@ STEPS = ROWS // GLOBAL_BATCH * EPOCHS
 BROKEN = 3
 DEADLINE_SECONDS = 600
 REPORT_SECONDS = 0.25
-"""Ray Train takes one report from a worker per such period. With a report per step, no run ends within 2 s of its first
-checkpoint: enough for a test to interrupt it. Ray's own period of 2 s would make each run last half a minute."""
+"""Ray Train takes one report per worker and period. With a report per step, no run ends within 2 s of its first
+checkpoint, so a test can interrupt it. Ray's default of 2 s would make each run last half a minute."""
 
 DEAD_AFTER_10_SECONDS = {
     "health_check_period_ms": 1000,
     "health_check_timeout_ms": 3000,
     "health_check_failure_threshold": 3,
 }
-"""When Ray gives up a node. Until then, Ray Train waits for it, up to a minute at a time."""
+"""Time until Ray declares a node dead. Until then, Ray Train waits for it, up to a minute at a time."""
 
 
 class Training:
-    """A run of finetune.py in a process of its own."""
+    """A run of finetune.py in its own process."""
 
     def __init__(
         self, folder: Path, output: str, workers: int = 2, address: str | None = None, more: Sequence[str] = ()
@@ -102,13 +102,13 @@ class Training:
         time.sleep(seconds)
 
     def finish(self) -> str:
-        """Output of a run that ends well."""
+        """Wait for success; returns the log."""
         code = self.process.wait(DEADLINE_SECONDS)
         assert code == 0, self.log.read_text()
         return self.log.read_text()
 
     def steps(self) -> list[int]:
-        """Steps that were reported."""
+        """Reported steps."""
         return [int(step) for step in re.findall(rf"step (\d+)/{STEPS}: loss", self.log.read_text())]
 
 
@@ -133,7 +133,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def undisturbed(folder: Path) -> Path:
-    """Output of a run that nobody disturbed."""
+    """Output of an uninterrupted run."""
     training = Training(folder, "undisturbed")
     log = training.finish()
     assert training.steps() == [*range(1, STEPS + 1)]
@@ -143,7 +143,7 @@ def undisturbed(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def interrupted(folder: Path) -> Path:
-    """What a run of two workers leaves behind when its driver is killed."""
+    """Output of a run of two workers whose driver was killed."""
     training = Training(folder, "interrupted")
     try:
         training.wait_for_checkpoint(EVERY)
@@ -170,8 +170,8 @@ def assert_equal_result(output: Path, expected: Path) -> None:
 
 
 def assert_same_features(output: Path, expected: Path, averaged: bool = True) -> None:
-    """Rounding differs with the number of workers, and Adam makes much of it where a gradient is nothing but rounding:
-    what the models compute is compared, not their weights."""
+    """Compare features instead of weights: rounding differs with the number of workers, and Adam amplifies it where a
+    gradient is close to zero."""
     texts = [f"Picture number {row} is here. It has many dots." for row in range(30)]
     features = []
     for path in (output, expected):
@@ -216,10 +216,10 @@ def test_resume_with_fewer_workers(
     assert_same_features(trainings[0].output, undisturbed)
 
 
-def test_a_lost_machine_leaves_one_worker_that_continues(
+def test_one_worker_continues_after_a_machine_is_lost(
     folder: Path, undisturbed: Path, trainings: list[Training]
 ) -> None:
-    """A run on two nodes continues with one worker where it may, with the same global batches."""
+    """A run on two nodes may continue with one worker, with the same global batches."""
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 3, "_system_config": DEAD_AFTER_10_SECONDS})
     try:
         lost = cluster.add_node(num_cpus=3)
@@ -228,7 +228,7 @@ def test_a_lost_machine_leaves_one_worker_that_continues(
         )
         workers = trainings[0].wait_for_workers()
         trainings[0].wait_for_checkpoint(EVERY)
-        with frozen(workers):  # taking a node away takes a while
+        with frozen(workers):  # removing a node takes a while
             cluster.remove_node(lost, allow_graceful=False)
         trainings[0].finish()
     finally:

@@ -49,7 +49,7 @@ def assert_same_embeddings(actual: Embeddings, checkpoint: Checkpoint, atol: flo
 
 
 def open_clip_folder() -> Path:
-    """Where `make install` puts open_clip, beside the environment: its torchvision need not fit the torch there."""
+    """Separate folder into which `make install` installs open_clip, whose torchvision may not match the torch."""
     folder = Path(sys.prefix) / "open_clip"
     if not folder.is_dir():
         reason = f"open_clip is not installed in {folder}; `make install` puts it there"

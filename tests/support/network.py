@@ -16,7 +16,7 @@ from tests.support.places import ROOT
 Environment = Mapping[str, str] | None
 SPACES = ["--net", "--mount", "--uts", "--pid"]
 HOME = Path("/tmp/ray")
-"""The one directory beside /dev/shm that each machine has for itself; all others are shared, as by a network disk."""
+"""Private directory of each machine, as /dev/shm; all other directories are shared, like a network disk."""
 UP_SECONDS = 300
 SETUP = """
 mount -t tmpfs tmpfs "$2"

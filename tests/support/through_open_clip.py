@@ -1,4 +1,4 @@
-"""What open_clip makes of weights on disk, run as a process of its own: its packages are no part of the environment.
+"""What open_clip makes of weights on disk, run as a process of its own: its packages are not in the environment.
 
     python through_open_clip.py local-dir:DIRECTORY INPUTS.safetensors OUTPUTS.safetensors < TEXTS.json
 

@@ -6,7 +6,7 @@ TINY_TOWER = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2
 
 
 def tiny_config(context_length: int = 248) -> CLIPConfig:
-    """A CLIP of some thousand weights beside its real vocabulary, 32-pixel images."""
+    """A CLIP with the real vocabulary, some thousand other weights, and 32-pixel images."""
     return CLIPConfig(
         text_config={
             **TINY_TOWER,

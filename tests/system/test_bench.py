@@ -25,7 +25,7 @@ def quick(name: str) -> str:
 
 
 @pytest.mark.parametrize("script", BENCHMARKS, ids=[script.stem for script in BENCHMARKS])
-def test_a_benchmark_says_how_it_is_run_and_what_it_compares(script: Path) -> None:
+def test_benchmark_documents_its_command_and_comparison(script: Path) -> None:
     # Its --help is its docstring. Read without a process: imports alone would take two minutes for all of them.
     module = ast.parse(script.read_text(encoding="utf-8"))
     text = ast.get_docstring(module) or ""
@@ -37,7 +37,7 @@ def test_a_benchmark_says_how_it_is_run_and_what_it_compares(script: Path) -> No
 
 
 @pytest.mark.parametrize("name", ["decode", "summaries"])
-def test_a_benchmark_ends_with_a_line_of_figures(name: str) -> None:
+def test_benchmark_ends_with_a_line_of_figures(name: str) -> None:
     figures = json.loads(quick(name).splitlines()[-1])
     assert (figures["bench"], figures["quick"]) == (name, True)
     assert figures["ratio"] > 0

@@ -83,7 +83,7 @@ def embedded(directory: Path, texts: Callable[[str, str], str], limit: int) -> t
 IMAGE_OF_TEXT = torch.repeat_interleave(torch.tensor([len(cell) for cell in CAPTIONS]))
 
 
-def test_figures_are_those_of_the_plain_computation(results: Path, tiny_checkpoint_dir: Path) -> None:
+def test_figures_equal_a_direct_computation(results: Path, tiny_checkpoint_dir: Path) -> None:
     plain = retrieval_figures(retrieval_ranks(*embedded(tiny_checkpoint_dir, lambda text, _: text, 248), IMAGE_OF_TEXT))
     flat = json.loads((results / "results.json").read_text())["results"]["first"]
     assert {name: value for name, value in flat.items() if name.startswith("captions/")} == {
@@ -100,7 +100,7 @@ def test_figures_are_those_of_the_plain_computation(results: Path, tiny_checkpoi
     assert [row["query"] for row in ranks][:3] == ["row-00#0", "row-01#0", "row-01#1"]
 
 
-def test_the_same_model_does_not_differ_from_itself(results: Path) -> None:
+def test_identical_models_do_not_differ(results: Path) -> None:
     for name in ("captions", "animals"):
         result = json.loads((results / f"{name}.json").read_text())
         assert result["models"]["first"] == result["models"]["second"]
@@ -108,7 +108,7 @@ def test_the_same_model_does_not_differ_from_itself(results: Path) -> None:
             assert (line["base"], line["model"], line["difference"], line["p_value"]) == ("first", "second", 0, 1)
 
 
-def test_zero_shot_is_that_of_the_library(results: Path, tiny_checkpoint_dir: Path) -> None:
+def test_zero_shot_equals_the_library(results: Path, tiny_checkpoint_dir: Path) -> None:
     images, _ = embedded(tiny_checkpoint_dir, lambda text, _: text, 248)
     classes = class_embeddings(load_checkpoint(tiny_checkpoint_dir), ["cat", "dog", "frog"], ["a photo of a {}."])
     expected = classification_ranks(images, classes, torch.arange(ROWS) % 3)
@@ -117,7 +117,7 @@ def test_zero_shot_is_that_of_the_library(results: Path, tiny_checkpoint_dir: Pa
     assert figures["candidates"] == 3
 
 
-def test_what_long_text_does(results: Path, tiny_checkpoint_dir: Path) -> None:
+def test_effective_length_figures(results: Path, tiny_checkpoint_dir: Path) -> None:
     study = json.loads((results / "captions.json").read_text())["models"]["first"]["long_text"]["text_to_image"]
     assert [point["tokens"] for point in study["recall@1"]] == [10, 20, 40, 77, 128, 248]
     for place, cut in ((0, 10), (2, 40)):
@@ -149,7 +149,7 @@ def test_wrong_attributes_behind_token_77(results: Path, tiny_checkpoint_dir: Pa
     assert "| first | two exchanged |" in (results / "report.md").read_text()
 
 
-def test_a_model_that_cannot_see_the_wrong_attribute_is_not_right_by_chance() -> None:
+def test_equal_scores_do_not_count_as_right() -> None:
     margins = np.array([0.3, 1e-9, -1e-9, 0.0, -0.2])  # the same tokens, in another batch
     figures = measured.Choices(margins, np.arange(5), 7).figures()
     assert {name: figures[name] for name in ("value", "right", "equal", "pairs", "texts")} == {
@@ -157,7 +157,7 @@ def test_a_model_that_cannot_see_the_wrong_attribute_is_not_right_by_chance() ->
     }  # fmt: skip
 
 
-def test_reports_say_what_was_compared(results: Path) -> None:
+def test_reports_name_the_compared_models(results: Path) -> None:
     for name in ("report.md", "report.html"):
         text = (results / name).read_text()
         assert "captions: own data: 12 images" in text
@@ -168,14 +168,14 @@ def test_reports_say_what_was_compared(results: Path) -> None:
     assert "<script" not in html
 
 
-def test_reports_escape_what_comes_from_users(results: Path) -> None:
+def test_reports_escape_user_input(results: Path) -> None:
     result = json.loads((results / "captions.json").read_text())
     result["models"] = {"<b>|x": result["models"]["first"]}
     assert "<b>" not in render_html("x", [result])
     assert "<b>\\|x" in render_markdown("x", [result])
 
 
-def test_a_protocol_is_measured_only_where_it_is_whole(
+def test_incomplete_protocol_data_is_rejected(
     tmp_path: Path, tiny_checkpoint_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for row in range(4):
@@ -213,14 +213,14 @@ def test_official_weights_are_converted_once(tmp_path: Path, data: Path, vectors
     assert "long_text" not in figures
 
 
-def test_ids_that_are_there_twice_are_refused(tmp_path: Path, tiny_checkpoint_dir: Path) -> None:
+def test_duplicate_ids_are_rejected(tmp_path: Path, tiny_checkpoint_dir: Path) -> None:
     path = tmp_path / "x.parquet"
     pq.write_table(pa.table({"id": ["a", "b", "a"], "image": [picture(0)] * 3, "caption": ["x", "y", "z"]}), path)
     with pytest.raises(DataError, match="id 'a' occurs more than once"):
         run(tmp_path / "bench", models={"m": tiny_checkpoint_dir}, tasks={"mine": {"input": str(path)}})
 
 
-def test_models_that_were_asked_different_queries_are_not_compared(results: Path) -> None:
+def test_models_with_different_queries_are_not_compared(results: Path) -> None:
     ranks = retrieval_ranks(torch.eye(2), torch.eye(2), torch.arange(2))["text_to_image"]
     answers = [measured.Answers(ranks, queries, np.arange(2)) for queries in (("a#0", "b#0"), ("a#0", "c#0"))]
     a, b = (measured.Measured("x", 77, 2, 2, 0, {measured.WHOLE: {"text_to_image": answer}}, {}) for answer in answers)

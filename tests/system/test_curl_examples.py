@@ -1,4 +1,4 @@
-"""Every `curl` of the README and of docs/serving.md, as it stands there, against a server."""
+"""Every `curl` command of the README and of docs/serving.md, unchanged, against a server."""
 
 import json
 import re
@@ -48,13 +48,13 @@ def address(
         yield address
 
 
-def test_there_are_examples_for_every_verb() -> None:
+def test_every_verb_has_an_example() -> None:
     commands = [str(example.values[0]) for example in EXAMPLES]
     assert all(any(path in command for command in commands) for path in ANSWERS)
 
 
 @pytest.mark.parametrize("command", EXAMPLES)
-def test_it_is_answered(address: str, command: str) -> None:
+def test_example_is_answered(address: str, command: str) -> None:
     done = subprocess.run(
         ["bash", "-c", command.replace(ADDRESS, address)], capture_output=True, text=True, timeout=60, check=True
     )

@@ -67,7 +67,7 @@ def content(index: PublishedIndex) -> dict[str, tuple[str, np.ndarray, np.ndarra
 
 
 def assert_same_items(first: PublishedIndex, second: PublishedIndex) -> None:
-    """Up to rounding, which depends on the texts that ran beside a text."""
+    """Up to rounding, which depends on the other texts of a batch."""
     ours, theirs = content(first), content(second)
     assert ours.keys() == theirs.keys()
     for id, (caption, *vectors) in ours.items():
@@ -75,7 +75,7 @@ def assert_same_items(first: PublishedIndex, second: PublishedIndex) -> None:
         np.testing.assert_allclose(vectors, theirs[id][1:], atol=1e-5)
 
 
-def test_an_index_holds_what_the_library_computes(run: Embed, tmp_path: Path, tiny_checkpoint: Checkpoint) -> None:
+def test_index_equals_the_embeddings_of_the_library(run: Embed, tmp_path: Path, tiny_checkpoint: Checkpoint) -> None:
     rows = write_rows(tmp_path / "rows.parquet", rows=20, year=list(range(1990, 2010)))
     line = run(f"input={rows}", "metadata=[year]")
     assert "embed: 20 rows in, 20 out, 0 rejected" in line
@@ -93,7 +93,7 @@ def test_an_index_holds_what_the_library_computes(run: Embed, tmp_path: Path, ti
     assert {match.metadata["year"] for match in matches} == {1990, 1991, 1992}
 
 
-def test_only_what_changed_is_embedded_again(run: Embed, tmp_path: Path) -> None:
+def test_only_changed_rows_are_embedded_again(run: Embed, tmp_path: Path) -> None:
     rows = write_rows(tmp_path / "rows.parquet", rows=12)
     run(f"input={rows}")
     assert "0 embedded, 12 unchanged, 0 deleted" in (line := run(f"input={rows}"))
@@ -117,7 +117,7 @@ def test_only_what_changed_is_embedded_again(run: Embed, tmp_path: Path) -> None
     assert "version 4 published, 10 items" in line
 
 
-def test_another_model_makes_all_vectors_anew_and_the_old_version_stays(
+def test_another_model_recomputes_all_vectors_in_a_new_version(
     run: Embed, tmp_path: Path, tiny_checkpoint_dir: Path
 ) -> None:
     rows = write_rows(tmp_path / "rows.parquet", rows=8)
@@ -135,7 +135,7 @@ def test_another_model_makes_all_vectors_anew_and_the_old_version_stays(
     assert_same_items(PublishedIndex.open(version_directory(tmp_path / "index", 1)), before)
 
 
-def test_rows_that_cannot_be_read_any_more_leave_the_index(run: Embed, tmp_path: Path) -> None:
+def test_rows_that_became_unreadable_are_deleted_from_the_index(run: Embed, tmp_path: Path) -> None:
     rows = write_rows(tmp_path / "rows.parquet", rows=10)
     run(f"input={rows}")
     write_rows(rows, rows=10, broken=(2,))
@@ -166,7 +166,7 @@ def test_mistakes(two: Path, run: Embed, settings: list[str], error: type[Except
     assert len(version_manifests(two / "index")) == 1
 
 
-def test_large_indexes_get_structures_in_shards_that_pass_the_gate(run: Embed, tmp_path: Path) -> None:
+def test_large_indexes_get_sharded_structures_that_pass_the_gate(run: Embed, tmp_path: Path) -> None:
     rows = write_rows(tmp_path / "rows.parquet", rows=150)
     settings = [f"input={rows}", "exact_rows=40", "shard_rows=60"]
     assert "150 items, engine ivf" in run(*settings)
@@ -183,9 +183,7 @@ def test_large_indexes_get_structures_in_shards_that_pass_the_gate(run: Embed, t
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_goes_on_behind_its_last_commit(
-    run: Embed, tmp_path: Path, tiny_checkpoint_dir: Path
-) -> None:
+def test_killed_run_resumes_after_its_last_commit(run: Embed, tmp_path: Path, tiny_checkpoint_dir: Path) -> None:
     rows = write_rows(tmp_path / "rows.parquet", rows=400)
     directory = tmp_path / "killed"
     command = [sys.executable, "pipelines/embed.py"]
@@ -214,7 +212,7 @@ def test_a_run_that_is_killed_goes_on_behind_its_last_commit(
 
 
 @pytest.mark.slow
-def test_two_at_once_do_not_mix(run: Embed, tmp_path: Path, tiny_checkpoint_dir: Path) -> None:
+def test_concurrent_runs_do_not_mix(run: Embed, tmp_path: Path, tiny_checkpoint_dir: Path) -> None:
     rows = write_rows(tmp_path / "rows.parquet", rows=1200)
     settings = [f"input={rows}", f"model={tiny_checkpoint_dir}", f"output={tmp_path}/index", f"cache={tmp_path}/cache"]
     command = [sys.executable, "pipelines/embed.py"]
@@ -268,6 +266,6 @@ def test_an_index_in_object_storage(
     fsspec.get_filesystem_class("s3").clear_instance_cache()
 
 
-def test_a_machine_that_does_not_see_the_model_is_named() -> None:
+def test_error_names_a_machine_without_the_model() -> None:
     with pytest.raises(CheckpointError, match=r"^machine '.+': .*set cache to a directory that all nodes see"):
         EmbedRows("/absent/model", [], [])

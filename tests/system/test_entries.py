@@ -72,7 +72,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str
         ("register", ["checkpoint={dir}/none"], 4, "does not exist"),
     ],
 )
-def test_a_users_mistake_is_one_line_and_an_exit_code(
+def test_user_errors_are_one_line_and_an_exit_code(
     run: Callable[..., tuple[int, str, str]],
     tmp_path: Path,
     tiny_checkpoint_dir: Path,
@@ -103,7 +103,7 @@ def test_a_users_mistake_is_one_line_and_an_exit_code(
     assert "Traceback" not in err
 
 
-def test_help_teaches_and_a_mistake_ends_the_process_with_its_code() -> None:
+def test_help_explains_and_user_errors_set_the_exit_code() -> None:
     command = [sys.executable, str(ROOT / "pipelines" / "finetune.py")]
     shown = subprocess.run([*command, "--help"], capture_output=True, text=True, cwd=ROOT, check=True)
     assert "loss.summary_loss_weight = 0.1" in shown.stdout
@@ -114,7 +114,7 @@ def test_help_teaches_and_a_mistake_ends_the_process_with_its_code() -> None:
     assert "Traceback" not in wrong.stderr
 
 
-def test_the_users_mistake_is_found_behind_rays_wrappers() -> None:
+def test_user_errors_are_unwrapped_from_errors_of_ray() -> None:
     mistake = DataError("column missing")
     wrapped = RuntimeError("worker failed")
     wrapped.__cause__ = ValueError("in between")
@@ -144,7 +144,7 @@ def test_unreadable_images_are_quarantined_and_counted(
     assert all("cannot be decoded" in row["reason"] and row["stage"] == "embed" for row in quarantine)
 
 
-def test_double_ids_never_become_an_index(
+def test_duplicate_ids_never_become_an_index(
     run: Callable[..., tuple[int, str, str]], ray_cluster: None, tmp_path: Path, tiny_checkpoint_dir: Path
 ) -> None:
     rows = write_rows(tmp_path / "rows.parquet", rows=4, id=["a", "b", "a", "c"])
@@ -170,7 +170,7 @@ def test_summarize_keeps_columns_and_counts_rows_without_caption(
     assert pq.read_table(tmp_path / "out" / "_quarantine.parquet")["id"].to_pylist() == ["row-000", "row-001"]
 
 
-def test_a_run_whose_gradients_are_not_finite_ends_with_what_to_change(
+def test_error_for_non_finite_gradients_says_what_to_change(
     run: Callable[..., tuple[int, str, str]],
     ray_cluster: None,
     tmp_path: Path,
@@ -192,7 +192,7 @@ def test_a_run_whose_gradients_are_not_finite_ends_with_what_to_change(
     # Every row is a component of so small a batch.
     assert {"retained_variance", "pca_gap", "data_wait_share", "tokens_per_second"} <= tracked.data.metrics.keys()
     assert tracked.data.metrics["retained_variance"] == 1.0
-    # Reports travel beside the training, so the last one may be overtaken by its end.
+    # Reports are sent asynchronously, so training may end before the last one arrives.
     skipped = {
         point.step: point.value for point in MlflowClient().get_metric_history(tracked.info.run_id, "skipped_steps")
     }
@@ -201,7 +201,7 @@ def test_a_run_whose_gradients_are_not_finite_ends_with_what_to_change(
 
 
 @pytest.mark.slow
-def test_the_whole_way_from_scenes_to_a_registered_model(
+def test_from_scenes_to_a_registered_model(
     ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Every step of the demo with two training steps: outputs meet, models load, a rerun resumes."""

@@ -26,7 +26,7 @@ def test_embeddings_are_the_same(name: str, small_long_clip: Checkpoint, tmp_pat
     assert_same_embeddings(embeddings(small_long_clip, tmp_path), small_long_clip, tolerance)
 
 
-def test_texts_are_told_apart_by_their_late_part(small_long_clip: Checkpoint) -> None:
+def test_texts_that_differ_late_have_different_embeddings(small_long_clip: Checkpoint) -> None:
     """Or their comparison would not be worth much."""
     late = [TEXTS[2][:400] + ending for ending in (" and a red bus", " and a green boat")]
     tokens = tokenize(small_long_clip.tokenizer, late)
@@ -60,7 +60,7 @@ def test_openai_layout_is_loaded(tmp_path: Path) -> None:
     assert_same_embeddings(from_open_clip(str(tmp_path / "clip.pt"), checkpoint, tmp_path), checkpoint)
 
 
-def test_official_long_clip_is_openai_layout_with_two_tables(tmp_path: Path) -> None:
+def test_official_long_clip_is_openai_layout_with_two_position_tables(tmp_path: Path) -> None:
     checkpoint = rounded_to_half(small_config(context_length=248))
     export_checkpoint(checkpoint, "long-clip", tmp_path / "exported.pt")
     state = torch.load(tmp_path / "exported.pt", weights_only=True)

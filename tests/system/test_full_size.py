@@ -30,7 +30,7 @@ def test_embeddings_are_the_same(name: str, large_clip: Checkpoint, tmp_path: Pa
 
 
 @pytest.mark.parametrize("name", ["long-clip", "text-encoder"])
-def test_files_come_back_bit_for_bit(name: str, large_clip: Checkpoint, tmp_path: Path) -> None:
+def test_round_trip_of_files_is_bit_equal(name: str, large_clip: Checkpoint, tmp_path: Path) -> None:
     export_checkpoint(large_clip, name, tmp_path / "file")
     image_tower = None
     if name == "text-encoder":

@@ -47,7 +47,7 @@ def test_the_small_check_passes_on_a_cpu_and_writes_every_figure(tmp_path: Path)
     assert "| tiny | ours, compiled | 16 |" in done.stdout
 
 
-def test_without_a_gpu_the_full_check_says_so(tmp_path: Path) -> None:
+def test_full_check_needs_a_gpu(tmp_path: Path) -> None:
     done = check(str(tmp_path / "figures.json"))
     assert done.returncode == 2
     assert done.stderr == "error: torch sees no CUDA device; run this on a GPU, or with --small on a CPU\n"

@@ -1,4 +1,4 @@
-"""Every example of docs/integrations.md, run as it stands there: the exports, then the code that reads them."""
+"""Every example of docs/integrations.md, unchanged: the exports, then the code that reads them."""
 
 import os
 import re
@@ -51,7 +51,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
-def test_the_page_has_examples_for_all() -> None:
+def test_page_has_an_example_for_every_format() -> None:
     assert len(EXPORTS) == 5
     assert len(blocks("python")) == len(EXAMPLES) + 1
 

@@ -124,7 +124,7 @@ def model(tmp_path: Path) -> str:
     return str(directory)
 
 
-def test_the_configuration_is_rays(vllm: None) -> None:
+def test_configuration_is_accepted_by_ray(vllm: None) -> None:
     settings = Vllm(
         model="org/name",
         engine_kwargs={"max_model_len": 4096, "tensor_parallel_size": 2},

@@ -39,7 +39,7 @@ REPORT_MS = "200"
 def client(
     tiny_checkpoint: Checkpoint, tiny_checkpoint_dir: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[httpx.Client]:
-    """A client of an application whose index lies in a retriever, with a log as infra/serve.yaml asks for it."""
+    """A client of an application with its index in a retriever and the logging of infra/serve.yaml."""
     index = write_index(tmp_path_factory.mktemp("serving") / "index", tiny_checkpoint, tiny_checkpoint_dir)
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "serving.middleware:before_serve")
@@ -79,7 +79,7 @@ def lines_of(request_id: str) -> dict[str, list[dict]]:
         time.sleep(0.2)
 
 
-def test_a_request_is_found_by_its_trace_in_every_log(client: httpx.Client) -> None:
+def test_trace_id_of_a_request_is_in_every_log(client: httpx.Client) -> None:
     response = search(client, traceparent=f"00-{TRACE}-00f067aa0ba902b7-01")
     assert response.status_code == 200
     assert response.headers.get_list("X-Request-ID") == [TRACE]
@@ -163,7 +163,7 @@ def run_job(entry: Any, *settings: str) -> None:
 
 
 @pytest.mark.slow
-def test_every_metric_that_is_asked_for_is_exported(
+def test_every_queried_metric_is_exported(
     client: httpx.Client, tmp_path: Path, tiny_checkpoint_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By the application, by data jobs and by a training run, as Prometheus finds them on a node."""
@@ -187,7 +187,7 @@ def test_every_metric_that_is_asked_for_is_exported(
 
 
 @needs_programs("promtool", packages="prometheus")
-def test_every_query_and_rule_can_be_read(tmp_path: Path) -> None:
+def test_every_query_and_rule_is_valid(tmp_path: Path) -> None:
     recording = [{"record": f"query:{number}", "expr": query} for number, query in enumerate(queries())]
     rules = tmp_path / "queries.yaml"
     rules.write_text(yaml.safe_dump({"groups": [{"name": "queries", "rules": recording}]}))
@@ -202,7 +202,7 @@ def test_every_query_and_rule_can_be_read(tmp_path: Path) -> None:
     assert subprocess.run(["promtool", "check", "rules", rules], capture_output=True, check=False).returncode
 
 
-def test_every_alert_has_a_test_and_a_place_in_the_guide() -> None:
+def test_every_alert_is_tested_and_documented() -> None:
     tests = yaml.safe_load((MONITORING / "alerts.test.yaml").read_text())["tests"]
     fired = {case["alertname"] for test in tests for case in test["alert_rule_test"] if case["exp_alerts"]}
     guide = (ROOT / "docs" / "operations.md").read_text()
@@ -213,8 +213,8 @@ def test_every_alert_has_a_test_and_a_place_in_the_guide() -> None:
 
 
 @pytest.mark.parametrize("dashboard", DASHBOARDS, ids=lambda path: path.stem)
-def test_a_dashboard_is_whole(dashboard: Path) -> None:
-    """Panels do not lie on each other, and ask the data source that is provisioned beside them."""
+def test_dashboard_is_consistent(dashboard: Path) -> None:
+    """Panels do not overlap, and query the data source that is provisioned with them."""
     (source,) = yaml.safe_load((MONITORING / "grafana" / "datasource.yaml").read_text())["datasources"]
     whole = json.loads(dashboard.read_text())
     assert len({panel["id"] for panel in whole["panels"]}) == len(whole["panels"])

@@ -62,7 +62,7 @@ def quarantine(path: Path) -> list[dict[str, Any]]:
     return pq.read_table(path / "_quarantine.parquet").to_pylist()
 
 
-def test_a_clean_set_has_everything_that_training_and_people_need(run: Run, tmp_path: Path) -> None:
+def test_prepared_set_has_data_manifest_and_report(run: Run, tmp_path: Path) -> None:
     source = write(tmp_path / "in" / "a.parquet", plain_rows(300), row_group_size=50)
     code, out, _ = run(f"input={source.parent}", f"output={tmp_path}/out", "source.rows_per_piece=100")
     assert code == 0
@@ -177,7 +177,7 @@ def test_duplicates_are_dropped_and_counted(run: Run, tmp_path: Path) -> None:
     assert {row["id"] for row in quarantine(tmp_path / "none")} == {"row-0001"}
 
 
-def test_the_split_depends_on_the_image_alone(run: Run, tmp_path: Path) -> None:
+def test_split_depends_only_on_the_image(run: Run, tmp_path: Path) -> None:
     source = write(tmp_path / "in.parquet", plain_rows(200), row_group_size=30)
     other = write(tmp_path / "other.parquet", [row | {"id": f"x{row['id']}"} for row in plain_rows(100)[::-1]])
     assert run(f"input={source}", f"output={tmp_path}/out", "val_fraction=0.2", "source.rows_per_piece=30")[0] == 0
@@ -208,7 +208,7 @@ def test_images_of_evaluation_sets_are_left_out(run: Run, tmp_path: Path) -> Non
     assert {(row["id"], row["stage"]) for row in refused} == {(f"row-{seed:04d}", "overlap") for seed in (4, 9, 11)}
 
 
-def test_images_are_made_smaller_on_demand_and_small_ones_kept(run: Run, tmp_path: Path) -> None:
+def test_images_are_resized_on_request_and_small_ones_kept(run: Run, tmp_path: Path) -> None:
     rows = plain_rows(3)
     rows[1]["image"] = encoded(photograph(1, (640, 400)))
     rows[2]["image"] = encoded(photograph(2, (300, 200)).convert("RGBA"), "PNG")
@@ -256,7 +256,7 @@ def test_files_are_filled_evenly_to_the_target(run: Run, tmp_path: Path) -> None
     assert [row["id"] for row in read(tmp_path / "out")] == [row["id"] for row in rows]
 
 
-def test_nothing_usable_is_an_error_that_says_why(run: Run, tmp_path: Path) -> None:
+def test_error_without_usable_rows_gives_the_reasons(run: Run, tmp_path: Path) -> None:
     source = write(tmp_path / "in.parquet", [row | {"image": b"x"} for row in plain_rows(3)])
     code, _, err = run(f"input={source}", f"output={tmp_path}/out", "max_rejected_fraction=1")
     assert code == 3
@@ -279,7 +279,7 @@ def test_nothing_usable_is_an_error_that_says_why(run: Run, tmp_path: Path) -> N
         (["input={rows}", "output=xyz://out"], 2, "protocol 'xyz' cannot be used"),
     ],
 )
-def test_a_users_mistake_is_one_line(run: Run, tmp_path: Path, arguments: list[str], code: int, expected: str) -> None:
+def test_user_errors_are_one_line(run: Run, tmp_path: Path, arguments: list[str], code: int, expected: str) -> None:
     places = {"dir": tmp_path, "rows": write(tmp_path / "rows.parquet", plain_rows(2))}
     actual, _, err = run(*[argument.format(**places) for argument in arguments])
     lines = [line for line in err.splitlines() if line.startswith("error: ")]

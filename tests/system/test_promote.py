@@ -97,7 +97,7 @@ def champion(uri: str) -> str | None:
 
 
 @pytest.mark.slow
-def test_a_better_model_is_promoted_once_and_others_never(
+def test_only_a_better_model_is_promoted_and_only_once(
     ray_cluster: None,
     uri: str,
     models: dict[str, Path],
@@ -106,7 +106,7 @@ def test_a_better_model_is_promoted_once_and_others_never(
 ) -> None:
     registered(uri, models["short"], "candidate")
     run()
-    assert champion(uri) == "1", "where there is no champion, the candidate becomes it"
+    assert champion(uri) == "1", "without a champion, the candidate becomes the champion"
 
     registered(uri, models["nothing"], "candidate")
     with pytest.raises(PromotionError, match=r"version 2 is not made 'champion', version 1 stays: . of 4 gates fail"):
@@ -181,7 +181,7 @@ def versions(uri: str, tmp_path: Path) -> MlflowClient:
     return client
 
 
-def test_of_many_who_move_the_champion_at_once_one_does(uri: str, versions: MlflowClient) -> None:
+def test_concurrent_promotions_have_one_winner(uri: str, versions: MlflowClient) -> None:
     def attempt(version: str) -> bool:
         try:
             move_alias(uri, "longclip", "champion", "1", version)
@@ -200,7 +200,7 @@ def test_of_many_who_move_the_champion_at_once_one_does(uri: str, versions: Mlfl
     assert [model.name for model in versions.search_registered_models()] == ["longclip"], "the lock is given back"
 
 
-def test_a_lock_that_was_left_is_named(uri: str, versions: MlflowClient) -> None:
+def test_error_names_a_stale_lock(uri: str, versions: MlflowClient) -> None:
     versions.create_registered_model("longclip--champion-is-moved")
     with pytest.raises(PromotionError, match="delete the registered model 'longclip--champion-is-moved'"):
         move_alias(uri, "longclip", "champion", "1", "2")
@@ -208,7 +208,7 @@ def test_a_lock_that_was_left_is_named(uri: str, versions: MlflowClient) -> None
 
 
 @pytest.mark.slow
-def test_a_version_that_was_tampered_with_is_refused(
+def test_tampered_version_is_rejected(
     ray_cluster: None, uri: str, tmp_path: Path, tiny_checkpoint_dir: Path, run: Callable[[], None]
 ) -> None:
     directory = tmp_path / "model" / "checkpoint"
@@ -225,7 +225,7 @@ def test_a_version_that_was_tampered_with_is_refused(
         shutil.copytree(tiny_checkpoint_dir, candidate)
 
 
-def test_links_are_no_files_of_a_checkpoint(tmp_path: Path, tiny_checkpoint_dir: Path) -> None:
+def test_links_in_a_checkpoint_are_rejected(tmp_path: Path, tiny_checkpoint_dir: Path) -> None:
     verify_checkpoint(tiny_checkpoint_dir)
     for file in tiny_checkpoint_dir.iterdir():
         (tmp_path / file.name).symlink_to(file)
@@ -233,7 +233,7 @@ def test_links_are_no_files_of_a_checkpoint(tmp_path: Path, tiny_checkpoint_dir:
         verify_checkpoint(tmp_path)
 
 
-def test_a_submitted_rollback_asks_for_a_directory_only_where_there_is_no_registry(
+def test_submitted_rollback_needs_a_directory_only_without_a_registry(
     uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / JOB_PACKAGE).mkdir()
@@ -245,7 +245,7 @@ def test_a_submitted_rollback_asks_for_a_directory_only_where_there_is_no_regist
         rollback.main([])
 
 
-def test_without_a_candidate_or_a_registry_nothing_happens(
+def test_promotion_needs_a_candidate_and_a_registry(
     uri: str, run: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(PromotionError, match="has no alias 'candidate'"):

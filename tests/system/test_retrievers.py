@@ -24,7 +24,7 @@ def retriever_pids() -> set[int]:
 
 
 @slow
-def test_every_question_is_answered_whatever_shard_it_is_about(url: str, variants: tuple[Variant, Variant]) -> None:
+def test_queries_are_answered_from_every_shard(url: str, variants: tuple[Variant, Variant]) -> None:
     first, _ = variants
     serve.run(build(first.args(retrievers=2)), route_prefix="/")
     assert httpx.get(f"{url}/readyz").status_code == 200
@@ -46,7 +46,7 @@ def test_every_question_is_answered_whatever_shard_it_is_about(url: str, variant
 
 
 @slow
-def test_a_retriever_that_is_killed_costs_no_request(url: str, variants: tuple[Variant, Variant]) -> None:
+def test_killed_retriever_fails_no_request(url: str, variants: tuple[Variant, Variant]) -> None:
     first, _ = variants
     serve.run(build(first.args(retrievers=2)), route_prefix="/")
     before = retriever_pids()
@@ -62,7 +62,7 @@ def test_a_retriever_that_is_killed_costs_no_request(url: str, variants: tuple[V
 
 
 @slow
-def test_model_and_index_change_in_one_switch_and_back(url: str, variants: tuple[Variant, Variant]) -> None:
+def test_model_and_index_switch_together_and_back(url: str, variants: tuple[Variant, Variant]) -> None:
     first, second = variants
     serve.run(build(first.args(retrievers=2)), route_prefix="/")
     with Searches(url) as load:
@@ -78,7 +78,7 @@ def test_model_and_index_change_in_one_switch_and_back(url: str, variants: tuple
 
 
 @slow
-def test_a_damaged_shard_is_refused_and_leaves_what_is_served(
+def test_damaged_shard_is_rejected_and_the_served_index_stays(
     url: str, variants: tuple[Variant, Variant], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     first, _ = variants

@@ -47,7 +47,7 @@ def names(path: UPath) -> set[str]:
     return {name[len(root) + 1 :] for name in path.fs.find(root)} - {""}  # a server may keep an empty folder
 
 
-def test_outputs_are_published_on_s3_and_owned_by_one(storage: Storage) -> None:
+def test_outputs_on_s3_are_published_by_one_job(storage: Storage) -> None:
     output = output_path("output", f"s3://{BUCKET}/published", storage)
     with claim(output, IDENTITY, overwrite=False) as work:
         with pytest.raises(ConfigError, match="being written by another job"), claim(output, IDENTITY, False):
@@ -59,7 +59,7 @@ def test_outputs_are_published_on_s3_and_owned_by_one(storage: Storage) -> None:
     assert names(partial_path(output)) == set()
 
 
-def test_large_files_are_written_in_parts_and_whole(storage: Storage) -> None:
+def test_large_files_are_uploaded_in_parts_atomically(storage: Storage) -> None:
     path = open_path("x", f"s3://{BUCKET}/large", storage)
     content = bytes(range(256)) * 4096 * 70  # 70 MiB, more than one part
 
@@ -98,7 +98,7 @@ def test_wrong_or_no_credentials_are_one_line_without_secrets(
         assert hidden not in str(error.value)
 
 
-def test_what_is_missing_is_named(storage: Storage) -> None:
+def test_error_names_what_is_missing(storage: Storage) -> None:
     with pytest.raises(DataError, match=r"input='s3://storage/none.parquet' does not exist"):
         existing_path("input", f"s3://{BUCKET}/none.parquet", storage)
     with pytest.raises(DataError, match="is in a bucket that does not exist; create it"):
@@ -109,7 +109,7 @@ def test_what_is_missing_is_named(storage: Storage) -> None:
         output_path("output", f"s3://{BUCKET}/", storage)
 
 
-def test_a_server_that_is_not_there_is_said_so(server: S3Server) -> None:
+def test_error_for_an_unreachable_server(server: S3Server) -> None:
     nobody = Storage(endpoint_url=f"http://127.0.0.1:{free_ports(1)[0]}", path_style=True)
     with pytest.raises(DataError, match=r"cannot be reached: .*; check storage.endpoint_url or AWS_ENDPOINT_URL"):
         existing_path("input", f"s3://{BUCKET}/x", nobody)
@@ -121,7 +121,7 @@ def test_the_endpoint_may_come_from_the_environment(server: S3Server, monkeypatc
     assert existing_path("x", f"s3://{BUCKET}/from-environment", Storage()).read_bytes() == b"x"
 
 
-def test_files_go_through_a_network_that_fails_now_and_then(server: S3Server, s3_proxy: FaultProxy) -> None:
+def test_files_survive_an_unreliable_network(server: S3Server, s3_proxy: FaultProxy) -> None:
     s3_proxy.reset(every=4)
     root = open_path("x", f"s3://{BUCKET}/faults", Storage(endpoint_url=s3_proxy.url, path_style=True))
     content = {f"{number:03d}": bytes([number]) * 10_000 * number for number in range(1, 41)}
@@ -135,7 +135,7 @@ def test_files_go_through_a_network_that_fails_now_and_then(server: S3Server, s3
 
 
 @pytest.mark.slow
-def test_a_lost_answer_does_not_make_a_job_refuse_itself(server: S3Server, s3_proxy: FaultProxy) -> None:
+def test_lost_response_does_not_lock_a_job_out(server: S3Server, s3_proxy: FaultProxy) -> None:
     s3_proxy.reset(every=3)
     storage = Storage(endpoint_url=s3_proxy.url, path_style=True)
     for number in range(4):
@@ -147,7 +147,7 @@ def test_a_lost_answer_does_not_make_a_job_refuse_itself(server: S3Server, s3_pr
 
 
 @pytest.mark.slow
-def test_a_server_that_dies_is_waited_for(server: S3Server, storage: Storage) -> None:
+def test_jobs_wait_for_a_server_that_restarts(server: S3Server, storage: Storage) -> None:
     path = open_path("x", f"s3://{BUCKET}/survives", storage)
     write_whole(path, b"before")
     server.kill()

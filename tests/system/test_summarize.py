@@ -107,9 +107,7 @@ def test_several_strategies_give_lists_with_their_sources(run: Run, source: Path
         assert all(sentence in row["caption"] for sentence in split_sentences(drawn))
 
 
-def test_what_an_untrained_model_writes_is_replaced_and_counted(
-    run: Run, source: Path, tmp_path: Path, t5: str
-) -> None:
+def test_bad_summaries_of_a_model_are_replaced_and_counted(run: Run, source: Path, tmp_path: Path, t5: str) -> None:
     settings = [f"input={source}", f"output={tmp_path}/out", "strategy=[seq2seq, extractive]", f"seq2seq.model={t5}"]
     settings += ["seq2seq.max_new_tokens=12", "checks.max_unsupported=0.1", "seq2seq.num_beams=1", "workers.count=2"]
     code, out, err = run(*settings)
@@ -147,7 +145,7 @@ def shouted(rows: Dataset, fail_at: int | None = None) -> Dataset:
     return rows.random_shuffle(seed=0).map(shout) if fail_at is None else rows.map(shout)
 
 
-def test_texts_of_engines_are_kept_by_pieces(source: Path, tmp_path: Path) -> None:
+def test_generated_texts_are_stored_by_piece(source: Path, tmp_path: Path) -> None:
     data = open_parquet("input", str(source), Storage(), ["caption"])
     plan = data.pieces(10)
     captions = read(source)["caption"].to_pylist()

@@ -88,7 +88,7 @@ def test_versions_live_in_the_database_and_their_files_in_s3(
     assert loaded.input_example == ["a photo of a dog that runs along a beach"]
 
 
-def test_an_alias_moves_once_however_many_want_it(server: MlflowServer, checkpoints: list[Path]) -> None:
+def test_concurrent_moves_of_an_alias_have_one_winner(server: MlflowServer, checkpoints: list[Path]) -> None:
     for directory in checkpoints:
         registered(directory, "candidate")
     before = alias_version(server.url, "longclip", "champion")
@@ -107,7 +107,7 @@ def test_an_alias_moves_once_however_many_want_it(server: MlflowServer, checkpoi
     assert replaced_version(server.url, "longclip", moved[0]) == before
 
 
-def test_files_that_were_changed_in_s3_are_refused(
+def test_files_changed_in_s3_are_rejected(
     server: MlflowServer, bucket: UPath, checkpoints: list[Path], tmp_path: Path
 ) -> None:
     before = {path.path for path in bucket.rglob("model.safetensors")}
@@ -132,7 +132,7 @@ def report(step: int) -> list[dict[str, Any]]:
     return [{"step": step, "total_steps": 6, **figures}]
 
 
-def test_training_goes_on_while_mlflow_is_down_and_its_metrics_arrive_later(
+def test_training_continues_without_mlflow_and_sends_metrics_later(
     server: MlflowServer,
     checkpoints: list[Path],
     ray_cluster: None,

@@ -55,7 +55,7 @@ def test_the_image_takes_its_versions_from_the_constraints() -> None:
         assert not re.search(r"==\d", command)
 
 
-def test_the_builder_gets_what_the_image_copies_and_no_more() -> None:
+def test_build_context_has_only_what_the_image_copies() -> None:
     copied = re.findall(r"^COPY (?!--from)(.+) \S+$", DOCKERFILE.read_text(), re.MULTILINE)
     sources = {source for line in copied for source in line.split()}
     allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
@@ -63,7 +63,7 @@ def test_the_builder_gets_what_the_image_copies_and_no_more() -> None:
     assert all((ROOT / source).exists() for source in sources)
 
 
-def test_the_token_of_ray_is_for_its_owner_only(tmp_path: Path) -> None:
+def test_only_the_owner_can_read_the_token_of_ray(tmp_path: Path) -> None:
     token = tmp_path / ".ray" / "auth_token"
     command = ["make", "--assume-old", f"{VENV.parent}/.installed", f"VENV={VENV.parent}", str(token)]
     subprocess.run(command, cwd=ROOT, env=os.environ | {"HOME": str(tmp_path)}, check=True, capture_output=True)
@@ -225,7 +225,7 @@ def allowed(name: str) -> set[tuple[str, str]]:
     return {(action, resource) for item in statements for action in item["Action"] for resource in item["Resource"]}
 
 
-def test_the_s3_policies_allow_no_more_than_is_done() -> None:
+def test_s3_policies_allow_only_what_is_used() -> None:
     jobs, serving = allowed("s3-policy-jobs.json"), allowed("s3-policy-serving.json")
     assert not any("*" in action for action, _ in jobs | serving)
     assert not any(resource.endswith(":::longclip/*") for _, resource in jobs | serving)

@@ -117,7 +117,7 @@ def leaves(value: Any, path: tuple[Any, ...] = ()) -> dict[tuple[Any, ...], Any]
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_every_object_is_what_its_api_takes(overlay: str) -> None:
+def test_every_object_matches_its_api(overlay: str) -> None:
     objects = rendered(overlay)
     assert objects
     for item in objects:
@@ -216,7 +216,7 @@ def test_clusters_ask_for_a_token_and_only_the_application_is_open_to_all(overla
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_secrets_are_referred_to_and_what_is_referred_to_exists(overlay: str) -> None:
+def test_secrets_are_references_to_existing_objects(overlay: str) -> None:
     text = _render(overlay)
     assert "kind: Secret\n" not in text
     objects = rendered(overlay)

@@ -40,7 +40,7 @@ def test_round_trip(tiny_checkpoint: Checkpoint, tiny_checkpoint_dir: Path) -> N
     assert {parameter.dtype for parameter in loaded.model.parameters()} == {torch.float32}
 
 
-def test_own_normalisation_survives(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_custom_normalisation_is_kept(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
     transform = ImageTransform(32, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
     save_checkpoint(Checkpoint(tiny_checkpoint.model, tiny_checkpoint.tokenizer, transform), tmp_path / "a", {})
     assert load_checkpoint(tmp_path / "a").transform == transform
@@ -61,7 +61,7 @@ def test_manifest(tiny_checkpoint_dir: Path) -> None:
     assert checkpoint_id(tiny_checkpoint_dir) == manifest["sha256"]["model.safetensors"][:16]
 
 
-def test_a_checkpoint_replaces_the_earlier_one_whole(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_checkpoint_replaces_an_earlier_one_completely(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
     target = tmp_path / "deep" / "a"
     save_checkpoint(tiny_checkpoint, target, {"run": 1})
     (target / "stale").write_text("of the earlier one")
@@ -72,7 +72,7 @@ def test_a_checkpoint_replaces_the_earlier_one_whole(tiny_checkpoint: Checkpoint
 
 
 @pytest.mark.parametrize("failing", ["weights", "tokenizer", "manifest", "publish"])
-def test_a_failing_save_leaves_no_trace(
+def test_failed_save_leaves_no_files(
     failing: str, tiny_checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = tmp_path / "a"
@@ -102,7 +102,7 @@ def test_a_failing_save_leaves_no_trace(
     assert contents(target) == before
 
 
-def test_metadata_that_is_no_json_leaves_no_trace(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_metadata_that_is_not_json_leaves_no_files(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
     with pytest.raises(TypeError):
         save_checkpoint(tiny_checkpoint, tmp_path / "a", {"path": tmp_path})
     assert list(tmp_path.iterdir()) == []
@@ -120,7 +120,7 @@ def test_new_models_are_reproducible() -> None:
 
 
 @pytest.mark.parametrize("absolute", [True, False])
-def test_missing_paths_say_so(absolute: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_for_missing_paths(absolute: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     source = str(tmp_path / "none") if absolute else "./none"
     with pytest.raises(CheckpointError, match="does not exist") as error:
@@ -165,7 +165,7 @@ def test_damaged_checkpoints(
     assert "\n" not in str(error.value)
 
 
-def test_weights_that_do_not_fit_their_config(tiny_checkpoint_dir: Path, tmp_path: Path) -> None:
+def test_weights_that_do_not_match_their_config(tiny_checkpoint_dir: Path, tmp_path: Path) -> None:
     for name, data in contents(tiny_checkpoint_dir).items():
         (tmp_path / name).write_bytes(data)
     config = CLIPConfig.from_pretrained(tmp_path)
@@ -175,7 +175,7 @@ def test_weights_that_do_not_fit_their_config(tiny_checkpoint_dir: Path, tmp_pat
         load_checkpoint(tmp_path)
 
 
-def test_a_missing_processor_config_means_clips_constants(tiny_checkpoint_dir: Path, tmp_path: Path) -> None:
+def test_missing_processor_config_gives_the_constants_of_clip(tiny_checkpoint_dir: Path, tmp_path: Path) -> None:
     for name, data in contents(tiny_checkpoint_dir).items():
         if name != "preprocessor_config.json":
             (tmp_path / name).write_bytes(data)

@@ -70,7 +70,7 @@ def test_tokenizer_and_processor_load_through_transformers(official: Path, vecto
     assert dict(processor.crop_size) == {"height": 32, "width": 32}
 
 
-def test_manifest_tells_the_origin(official: Path, vectors: Path) -> None:
+def test_manifest_records_the_origin(official: Path, vectors: Path) -> None:
     metadata = json.loads((official / MANIFEST).read_text())["metadata"]
     assert metadata["source"] == "openai_tiny_clip.safetensors"
     assert metadata["source_sha256"] == file_sha256(vectors / "openai_tiny_clip.safetensors")
@@ -203,7 +203,9 @@ def _open_clip_dir(folder: Path, state: State, quick_gelu: bool | None = None, *
 
 
 @pytest.mark.parametrize(("quick_gelu", "activation"), [(None, "gelu"), (False, "gelu"), (True, "quick_gelu")])
-def test_open_clip_config_decides(quick_gelu: bool | None, activation: str, openai: State, tmp_path: Path) -> None:
+def test_open_clip_config_takes_precedence(
+    quick_gelu: bool | None, activation: str, openai: State, tmp_path: Path
+) -> None:
     source = _open_clip_dir(tmp_path / "source", openai, quick_gelu)
     for given in (source, source / "open_clip_model.safetensors"):
         checkpoint = convert_checkpoint(given)
@@ -290,7 +292,7 @@ def test_stretch_numbers_out_of_range(
     assert option[2:].split("=")[0].replace("-", "_") in message
 
 
-def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_explains(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_info:
         main(["--help"])
     assert exit_info.value.code == 0
@@ -298,7 +300,7 @@ def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(word in text for word in ("OpenAI", "open_clip", "--stretch", "examples", "exit status"))
 
 
-def test_names_survive_a_model_that_was_never_wrapped() -> None:
+def test_names_without_a_wrapper_prefix_are_kept() -> None:
     state = {"module.a": torch.zeros(1), "b": torch.zeros(1)}
     assert bare_names(state).keys() == state.keys()
 

@@ -67,7 +67,9 @@ class _ScriptRunsCode(nn.Module):
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-def test_pickles_with_code_are_refused_unrun(legacy: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_pickles_with_code_are_rejected_without_running_it(
+    legacy: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     torch.save({"w": _RunsCode(tmp_path / "trace")}, tmp_path / "a.pt", _use_new_zipfile_serialization=not legacy)
     status, message = failure(capsys, tmp_path / "a.pt", tmp_path / "out")
     assert status == CheckpointError.exit_code
@@ -121,7 +123,7 @@ STATES: dict[str, tuple[Callable[[State], State], str]] = {
 
 
 @pytest.mark.parametrize("case", STATES)
-def test_weights_that_are_no_clip(case: str, openai: State, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_weights_of_other_models(case: str, openai: State, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     edit, message = STATES[case]
     save_file(edit(openai), tmp_path / "a.safetensors")
     status = main([str(tmp_path / "a.safetensors"), str(tmp_path / "out")])
@@ -160,7 +162,7 @@ def _zip(path: Path) -> None:
 
 
 @pytest.mark.parametrize("case", FILES)
-def test_files_that_hold_no_weights(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_files_without_weights(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write, reason = FILES[case]
     write(tmp_path / "a.pt")
     status, message = failure(capsys, tmp_path / "a.pt", tmp_path / "out")
@@ -169,7 +171,7 @@ def test_files_that_hold_no_weights(case: str, tmp_path: Path, capsys: pytest.Ca
     assert "a.pt" in message
 
 
-def test_directories_that_hold_no_clip(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_directories_without_a_clip_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty").mkdir()
     status, message = failure(capsys, tmp_path / "empty", tmp_path / "out")
     assert status == CheckpointError.exit_code

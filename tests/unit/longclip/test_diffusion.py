@@ -25,7 +25,7 @@ from tests.support.tiny_pipelines import (
 
 
 @pytest.mark.parametrize("name", PIPELINES)
-def test_late_part_of_a_prompt_is_seen_with_long_clip_only(name: str) -> None:
+def test_only_long_clip_reads_the_late_part_of_a_prompt(name: str) -> None:
     pipeline = PIPELINES[name]()
     early, *whole = count_tokens(pipeline.tokenizer, [EARLY, PROMPT, OTHER_LATE])
     assert 77 < early < min(whole) <= max(whole) < 248
@@ -44,7 +44,7 @@ def test_late_part_of_a_prompt_is_seen_with_long_clip_only(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PIPELINES)
-def test_saved_pipeline_needs_nothing_of_ours(name: str, tmp_path: Path) -> None:
+def test_saved_pipeline_loads_without_longclip(name: str, tmp_path: Path) -> None:
     pipeline = PIPELINES[name]()
     use_long_clip(pipeline, long_clip_for(name))
     pipeline.save_pretrained(tmp_path / "saved")
@@ -54,7 +54,7 @@ def test_saved_pipeline_needs_nothing_of_ours(name: str, tmp_path: Path) -> None
     torch.testing.assert_close(latents(loaded, PROMPT), latents(pipeline, PROMPT), rtol=0, atol=1e-6)
 
 
-def test_first_prompt_embeddings_are_those_of_the_text_tower() -> None:
+def test_prompt_embeddings_equal_the_text_tower() -> None:
     pipeline, checkpoint = stable_diffusion(), long_clip_for("SD 1.x")
     with use_long_clip(pipeline, checkpoint):
         embeddings, negative = pipeline.encode_prompt(PROMPT, "cpu", 1, True, negative_prompt="blurred")

@@ -82,7 +82,7 @@ def test_gradient_equals_that_of_full_padding(tiny_checkpoint: Checkpoint, token
 
 
 @torch.no_grad()
-def test_few_tokens_and_no_mask_reach_the_model(tiny_checkpoint: Checkpoint, tokens: TokenBatch, calls: Calls) -> None:
+def test_model_gets_few_tokens_and_no_mask(tiny_checkpoint: Checkpoint, tokens: TokenBatch, calls: Calls) -> None:
     encode_text(tiny_checkpoint.model, tokens, micro_batch_size=8)
     assert calls.tokens < 0.25 * len(tokens) * 248
     assert calls.tokens < 1.4 * int(tokens.lengths.sum())
@@ -109,7 +109,7 @@ def test_image_features_and_their_gradients(tiny_checkpoint: Checkpoint) -> None
         torch.testing.assert_close(actual, true, rtol=1e-9, atol=1e-12)
 
 
-def test_the_last_layer_runs_where_it_is_read_only(tiny_checkpoint: Checkpoint, tokens: TokenBatch) -> None:
+def test_last_layer_computes_only_the_tokens_that_are_read(tiny_checkpoint: Checkpoint, tokens: TokenBatch) -> None:
     model = tiny_checkpoint.model
     rows: list[int] = []
     hooks = [

@@ -87,7 +87,7 @@ def _set(tower: str, **values: object) -> Callable[[CLIPConfig], None]:
 
 
 @pytest.mark.parametrize("context_length", [77, 124, 248, 305])
-def test_open_clip_holds_any_length_and_towers(context_length: int, tmp_path: Path) -> None:
+def test_open_clip_stores_any_length_and_towers(context_length: int, tmp_path: Path) -> None:
     """Heads of 32, MLPs of another width, towers of different depth, 50-pixel images in patches of 8."""
     config = small_config(context_length, activation="gelu")
     _set("text_config", num_attention_heads=2, intermediate_size=200, num_hidden_layers=1)(config)
@@ -133,7 +133,7 @@ LIMITS: dict[str, tuple[str, Callable[[], Checkpoint], str]] = {
 
 
 @pytest.mark.parametrize("case", LIMITS)
-def test_what_a_format_cannot_hold(case: str, tmp_path: Path) -> None:
+def test_models_that_a_format_cannot_store(case: str, tmp_path: Path) -> None:
     name, make, message = LIMITS[case]
     with pytest.raises(CheckpointError, match=rf"^format '{name}': .*{message}"):
         export_checkpoint(make(), name, tmp_path / "out")
@@ -150,7 +150,9 @@ def test_command_line(small_long_clip_dir: Path, tmp_path: Path, capsys: pytest.
         assert path.stat().st_mode & 0o777 == 0o644
 
 
-def test_nothing_is_replaced(small_long_clip_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_existing_files_are_not_replaced(
+    small_long_clip_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "thesis.pt").write_text("years of work")
     status = main([str(small_long_clip_dir), "--to", "long-clip", str(tmp_path / "thesis.pt")])
     assert status == ConfigError.exit_code
@@ -162,7 +164,7 @@ def test_nothing_is_replaced(small_long_clip_dir: Path, tmp_path: Path, capsys: 
         export_checkpoint(convert_checkpoint(small_long_clip_dir), "onnxx", tmp_path / "out")
 
 
-def test_a_full_disk_leaves_nothing_behind(
+def test_full_disk_leaves_no_files(
     small_long_clip: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_space(*_: object, **__: object) -> None:
@@ -176,12 +178,12 @@ def test_a_full_disk_leaves_nothing_behind(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_sources_that_are_no_clip_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_errors_for_other_models_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path / "no.pt"), "--to", "openai", str(tmp_path / "out.pt")]) == CheckpointError.exit_code
     assert capsys.readouterr().err == f"error: weights '{tmp_path / 'no.pt'}': no such file\n"
 
 
-def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_explains(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_info:
         main(["--help"])
     assert exit_info.value.code == 0
@@ -189,7 +191,7 @@ def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(name in text for name in (*FORMATS, "examples", "exit status"))
 
 
-def test_packages_of_an_extra_are_asked_for_in_one_line(
+def test_error_names_the_extra_in_one_line(
     small_long_clip: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)

@@ -55,13 +55,13 @@ def test_equals_the_hugging_face_processor(size: tuple[int, int], side: int) -> 
     torch.testing.assert_close(actual, by_hugging_face(transform, decode_image(data)), rtol=0, atol=1e-6)
 
 
-def test_saved_config_makes_the_same_processor() -> None:
+def test_saved_config_gives_the_same_processor() -> None:
     transform, image = ImageTransform(32, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)), decode_image(picture(size=(97, 131)))
     saved = CLIPImageProcessorPil(**transform.processor_config())(image, return_tensors="np")["pixel_values"]
     assert torch.equal(torch.as_tensor(np.asarray(saved)), by_hugging_face(transform, image))
 
 
-def test_own_mean_and_deviation() -> None:
+def test_custom_mean_and_deviation() -> None:
     transform = ImageTransform(32, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
     data = picture(3)
     torch.testing.assert_close(
@@ -122,7 +122,7 @@ def test_cmyk_colours_are_right() -> None:
     assert (np.abs(red.astype(int) - (255, 0, 0)) < 6).all()
 
 
-def test_transparent_is_white() -> None:
+def test_transparent_pixels_become_white() -> None:
     assert np.asarray(decode_image(encode(Image.new("RGBA", (8, 8), (0, 0, 0, 0))))).min() == 255
 
 
@@ -134,7 +134,7 @@ def test_sixteen_bits_keep_their_contrast() -> None:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_images_stand_upright(orientation: int) -> None:
+def test_exif_orientation_is_applied(orientation: int) -> None:
     upright = _gradient("RGB")
     undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # PIL's transpose methods that EXIF readers undo
     stored = upright.transpose(Image.Transpose(undo[orientation])) if orientation > 1 else upright
@@ -169,7 +169,7 @@ def _png_that_claims(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
 
 
-def test_bombs_are_refused_undecoded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decompression_bombs_are_rejected_without_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
     def decode(*_: object) -> None:
         raise AssertionError("decoded")
 
@@ -198,7 +198,7 @@ JPEGS: dict[str, dict[str, object]] = {
 
 @pytest.mark.parametrize("size", [(333, 500), (640, 481), (17, 23), (1, 1)])
 @pytest.mark.parametrize("kind", [*JPEGS, "grey"])
-def test_plain_jpegs_decode_fast_to_the_pixels_of_pillow(
+def test_simplejpeg_decodes_the_pixels_of_pillow(
     kind: str, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     image = _gradient("RGB").resize(size)
@@ -214,7 +214,7 @@ def test_plain_jpegs_decode_fast_to_the_pixels_of_pillow(
     assert np.array_equal(np.asarray(decoded), expected)
 
 
-def test_a_machine_without_simplejpeg_trains_on_the_same_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pixels_are_the_same_without_simplejpeg(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "simplejpeg", None)  # importing it fails
     spec = importlib.util.spec_from_file_location("images_without_simplejpeg", longclip.images.__file__)
     assert spec is not None
@@ -226,13 +226,13 @@ def test_a_machine_without_simplejpeg_trains_on_the_same_pixels(monkeypatch: pyt
     assert np.array_equal(other.ImageTransform(64).pixels(data), ImageTransform(64).pixels(data))
 
 
-def test_a_jpeg_with_bytes_behind_its_end_is_read() -> None:
+def test_jpeg_with_trailing_bytes_is_read() -> None:
     data = encode(_gradient("RGB"), "JPEG")
     assert np.array_equal(np.asarray(decode_image(data + bytes(50))), np.asarray(decode_image(data)))
 
 
 @pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP"])
-def test_damaged_files_raise_nothing_but_image_errors(image_format: str) -> None:
+def test_damaged_files_raise_only_image_errors(image_format: str) -> None:
     data = encode(_gradient("RGB"), image_format)
     generator = np.random.default_rng(0)
     outcomes = set()
@@ -260,7 +260,7 @@ def photograph_like(seed: int, size: tuple[int, int]) -> Image.Image:
 
 @pytest.mark.parametrize("side", [32, 224, 336])
 @pytest.mark.parametrize("size", [(640, 480), (480, 640), (500, 333), (200, 200), (1000, 130), (1500, 1000)])
-def test_photographs_come_out_equal_to_one_grey_level(size: tuple[int, int], side: int) -> None:
+def test_photographs_are_equal_within_one_grey_level(size: tuple[int, int], side: int) -> None:
     data = encode(photograph_like(sum(size), size), "JPEG", quality=90)
     transform = ImageTransform(side)
     slow = transform.resize(Image.open(io.BytesIO(data)).convert("RGB")).astype(int)

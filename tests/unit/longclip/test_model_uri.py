@@ -31,6 +31,6 @@ def test_both_forms_are_parsed_and_printed(uri: str, parsed: ModelUri) -> None:
         "a/3",
     ],
 )
-def test_other_forms_are_refused_by_name(uri: str) -> None:
+def test_error_names_an_invalid_uri(uri: str) -> None:
     with pytest.raises(CheckpointError, match=r"neither models:/NAME/VERSION nor models:/NAME@ALIAS"):
         parse_model_uri(uri)

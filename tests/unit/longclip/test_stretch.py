@@ -28,7 +28,7 @@ def naive_stretch(table: Tensor, kept: int, factor: int) -> Tensor:
         for r in range(factor):
             if high is not None:
                 rows.append([a + r / factor * (b - a) for a, b in zip(low, high, strict=True)])
-            else:  # the last difference goes on
+            else:  # extrapolate with the last difference
                 rows.append([a + r / factor * (a - b) for a, b in zip(low, old[i - 1], strict=True)])
     return torch.tensor(rows, dtype=torch.float64)
 

@@ -52,7 +52,7 @@ def test_classes_with_projections(padding: str, small_long_clip: Checkpoint, sma
         torch.testing.assert_close(found, expected["image_embeds"], rtol=0, atol=1e-5)
 
 
-def test_towers_alone(small_long_clip: Checkpoint, small_long_clip_dir: Path) -> None:
+def test_single_towers(small_long_clip: Checkpoint, small_long_clip_dir: Path) -> None:
     input_ids = token_ids(small_long_clip_dir, "longest")
     text, image = (kind.from_pretrained(small_long_clip_dir) for kind in (CLIPTextModel, CLIPVisionModel))
     expected, model = our_embeddings(small_long_clip), small_long_clip.model

@@ -14,7 +14,7 @@ NAMES = ["cat", "tree frog", "plane {with braces}"]
 TEMPLATES = ["a photo of a {}.", "{}", "a {} in the snow, and much more of it."]
 
 
-def test_every_prompt_counts_alike(tiny_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_prompt_has_equal_weight(tiny_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = []
     for name in NAMES:
         prompts = [f"a photo of a {name}.", name, f"a {name} in the snow, and much more of it."]

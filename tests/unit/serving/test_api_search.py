@@ -61,7 +61,7 @@ def test_filters_and_min_score_limit_the_hits(client: httpx.Client) -> None:
     request = {"query": {"text": "a boat"}, "top_k": 100}
     hits = client.post("/v1/search", json=request).json()["hits"]
     even = client.post("/v1/search", json=request | {"filter": {"parity": {"eq": "even"}}}).json()["hits"]
-    # Compared with other rows beside them, scores differ by rounding, and near equal ones may change places.
+    # Scores differ by rounding if other rows are in the batch, so nearly equal ones may change places.
     expected = [hit for hit in hits if hit["metadata"]["parity"] == "even"]
     assert {hit["id"] for hit in even} == {hit["id"] for hit in expected}
     np.testing.assert_allclose([hit["score"] for hit in even], [hit["score"] for hit in expected], atol=1e-5)

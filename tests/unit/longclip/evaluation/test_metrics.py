@@ -91,7 +91,7 @@ def test_perfect_and_constant_features() -> None:
         assert (found.recall(10), found.figures()["tied_queries"]) == (0, 12)
 
 
-def test_equal_candidates_tie_however_rounding_places_them() -> None:
+def test_equal_candidates_tie_in_spite_of_rounding() -> None:
     # A matrix product may add up the columns of its edge in another order than those inside.
     draw = torch.Generator().manual_seed(0)
     for count in range(2, 40):

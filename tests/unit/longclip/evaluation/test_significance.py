@@ -17,7 +17,7 @@ def mcnemar(better: int, worse: int) -> float:
 
 
 @pytest.mark.parametrize(("better", "worse"), [(12, 3), (30, 24), (5, 5), (9, 0), (0, 0)])
-def test_single_queries_are_tested_as_mcnemar_does(better: int, worse: int) -> None:
+def test_single_queries_equal_mcnemars_test(better: int, worse: int) -> None:
     a = np.array([0] * better + [1] * worse + [1] * 40 + [0] * 40)
     b = np.array([1] * better + [0] * worse + [1] * 40 + [0] * 40)
     found = compare_paired(a, b, resamples=20000)
@@ -27,7 +27,7 @@ def test_single_queries_are_tested_as_mcnemar_does(better: int, worse: int) -> N
     assert found.low <= found.difference <= found.high
 
 
-def test_copies_of_a_query_are_no_new_evidence() -> None:
+def test_copies_of_a_query_add_no_evidence() -> None:
     draw = np.random.default_rng(0)
     a, b = draw.integers(0, 2, 40), draw.integers(0, 2, 40)
     alone = compare_paired(a, b)
@@ -39,7 +39,7 @@ def test_copies_of_a_query_are_no_new_evidence() -> None:
     assert narrow[1] - narrow[0] < 0.6 * (wide[1] - wide[0])
 
 
-def test_intervals_hold_the_true_mean_as_often_as_they_say() -> None:
+def test_intervals_have_their_nominal_coverage() -> None:
     draw = np.random.default_rng(1)
     held = 0
     for _ in range(200):
@@ -48,7 +48,7 @@ def test_intervals_hold_the_true_mean_as_often_as_they_say() -> None:
     assert 165 <= held <= 195  # 180 expected, standard deviation 4.2
 
 
-def test_draws_in_parts_are_the_draws_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunked_resampling_equals_one_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     draw = np.random.default_rng(2)
     a, b = draw.random(300), draw.random(300) + 0.02
     whole = compare_paired(a, b)
@@ -71,7 +71,7 @@ def test_groups_may_be_uneven() -> None:
 
 
 @pytest.mark.parametrize("queries", [24, 40, 1000])
-def test_that_nothing_differed_is_no_proof_of_equality(queries: int) -> None:
+def test_no_observed_difference_does_not_prove_equality(queries: int) -> None:
     # The bounds of Wilson's interval, and the rule of three: what never happened in n may happen in 3 of n.
     z2 = 1.96**2
     low, high = mean_interval(np.ones(queries))

@@ -19,7 +19,7 @@ def changed_words(caption: str, negative: str) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("key", [str(key) for key in range(20)])
-def test_one_word_of_a_family_or_two_of_the_same_are_wrong_and_only_late_ones(key: str) -> None:
+def test_only_late_words_of_a_family_are_changed(key: str) -> None:
     head = "A red cup stands left of two blue doors. "
     caption = head + FILLER + "Three small GREEN cups stand below the black table, and a large white one above it."
     replaced = hard_negative("replaced", caption, key, TOKENIZER)
@@ -57,17 +57,17 @@ def test_different_keys_change_different_words() -> None:
         ("The upper part hangs above it.", True, False),  # two families
     ],
 )
-def test_what_can_be_wrong(tail: str, replaceable: bool, exchangeable: bool) -> None:
+def test_attributes_that_can_be_changed(tail: str, replaceable: bool, exchangeable: bool) -> None:
     found = [hard_negative(kind, FILLER + tail, "a", TOKENIZER) is not None for kind in ("replaced", "exchanged")]
     assert found == [replaceable, exchangeable]
 
 
-def test_a_capital_letter_stays_one() -> None:
+def test_capital_letters_are_kept() -> None:
     negative = hard_negative("exchanged", FILLER + "Red cups stand on a table, with a blue bowl.", "a", TOKENIZER)
     assert negative == FILLER + "Blue cups stand on a table, with a red bowl."
 
 
-def test_the_late_part_is_what_77_tokens_leave_out_and_248_do_not() -> None:
+def test_late_part_is_between_77_and_248_tokens() -> None:
     for count in (71, 72, 73, 150, 245, 246, 247, 300):  # and start, end and full stop
         caption = "cat " * count + "."
         start, end = late_part(caption, TOKENIZER)
@@ -76,7 +76,7 @@ def test_the_late_part_is_what_77_tokens_leave_out_and_248_do_not() -> None:
         assert len(re.findall("cat", caption[:end])) == min(count, 246 if tokens > 248 else count)
 
 
-def test_changes_keep_what_they_say() -> None:
+def test_changes_are_reproducible_and_keep_the_rest() -> None:
     caption = " ".join(f"Sentence {number} stands here." for number in range(20))
     shuffled = changer("sentences_shuffled")(caption, "a")
     assert sorted(split_sentences(shuffled)) == sorted(split_sentences(caption))

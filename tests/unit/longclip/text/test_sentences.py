@@ -43,7 +43,7 @@ def test_split_sentences(caption: str, sentences: list[str]) -> None:
         (["two\n lines", "3 cats", "élan"], "Two lines. 3 cats. Élan."),
     ],
 )
-def test_caption_cells_become_one_text(cell: str | list[str | None] | None, text: str) -> None:
+def test_caption_lists_become_one_text(cell: str | list[str | None] | None, text: str) -> None:
     assert caption_text(cell) == text
 
 

@@ -13,7 +13,7 @@ from tests.support.places import ROOT
 CAPTION = "A red bus waits. Two people board the red bus. The sky is grey. A dog runs past the bus stop."
 
 
-def test_of_several_captions_the_central_one_is_extracted() -> None:
+def test_central_caption_of_several_is_extracted() -> None:
     cell = ["a dog", "a brown dog runs on a beach", "the brown dog runs", "beach in summer", "animals"]
     assert len(split_sentences(caption_text(cell))) == len(cell)
     assert summarizer("extractive")(caption_text(cell), "k") == "A brown dog runs on a beach."
@@ -29,7 +29,7 @@ def test_every_strategy_has_a_summarizer() -> None:
         summarizer("best")
 
 
-def test_first_sentence_is_cut_as_officially() -> None:
+def test_first_sentence_equals_the_official_code() -> None:
     assert summarizer("first_sentence")("A bus. Then. More", "k") == "A bus"
     assert summarizer("first_sentence")("Dr. Smith waves. He leaves.", "k") == "Dr"
     assert summarizer("first_sentence")("no end", "k") == "no end"
@@ -59,7 +59,7 @@ def test_random_sentences_keep_their_order_and_vary() -> None:
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_summaries_depend_on_key_and_caption_only(strategy: str) -> None:
+def test_summaries_depend_only_on_key_and_caption(strategy: str) -> None:
     summarize = summarizer(strategy)
     assert [summarize(CAPTION, f"row-{n}") for n in range(9)] == [summarize(CAPTION, f"row-{n}") for n in range(9)]
 

@@ -34,7 +34,7 @@ def parameters_of(modules: list[nn.Module]) -> set[nn.Parameter]:
 @pytest.mark.parametrize("chunk_size", [None, 5])
 @pytest.mark.parametrize("unlocked", [0, 1, 2])
 @pytest.mark.parametrize("tower", TOWERS)
-def test_locked_groups_stay_and_the_others_move(tower: TowerName, unlocked: int, chunk_size: int | None) -> None:
+def test_only_unlocked_groups_change(tower: TowerName, unlocked: int, chunk_size: int | None) -> None:
     encoder = tiny_encoder()
     lock_tower(encoder.model, tower, unlocked)
     groups = tower_groups(encoder.model, tower)
@@ -52,7 +52,7 @@ def test_locked_groups_stay_and_the_others_move(tower: TowerName, unlocked: int,
 @pytest.mark.parametrize("chunk_size", [None, 5])
 @pytest.mark.parametrize("unlocked", [0, 2])
 @pytest.mark.parametrize("tower", TOWERS)
-def test_gradients_of_what_trains_are_the_same(tower: TowerName, unlocked: int, chunk_size: int | None) -> None:
+def test_locking_does_not_change_other_gradients(tower: TowerName, unlocked: int, chunk_size: int | None) -> None:
     whole, part = tiny_encoder(), tiny_encoder()
     lock_tower(part.model, tower, unlocked)
     losses = backward(whole, share_of_batch(1, 0), LOSS)
@@ -80,7 +80,7 @@ def test_a_locked_tower_runs_once_and_without_a_graph(tower: TowerName) -> None:
     assert not any(with_graph)
 
 
-def test_groups_hold_every_parameter_of_both_towers_once() -> None:
+def test_groups_have_every_parameter_once() -> None:
     model = tiny_encoder().model
     groups = [group for tower in TOWERS for group in tower_groups(model, tower)]
     assert len(groups) == 8  # twice: embeddings, two layers, projection
@@ -118,6 +118,6 @@ def test_settings_lock_towers() -> None:
         ({"lock_image": True, "lock_text": True}, "nothing to train"),
     ],
 )
-def test_locks_that_make_no_sense_are_refused(model: dict[str, Any], expected: str) -> None:
+def test_invalid_locks_are_rejected(model: dict[str, Any], expected: str) -> None:
     with pytest.raises(ValueError, match=expected):
         settings_of(**model)

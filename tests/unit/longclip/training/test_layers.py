@@ -36,7 +36,7 @@ def test_checkpointing_changes_no_gradient(chunk_size: int | None, dtype: torch.
     assert_same_gradients(gradients(checkpointed), gradients(plain), tolerance)
 
 
-def test_checkpointing_computes_whole_layers_once_more_and_holds_less() -> None:
+def test_checkpointing_recomputes_layers_and_saves_memory() -> None:
     calls: list[nn.Module] = []
 
     def times(encoder: PairEncoder) -> list[int]:
@@ -71,7 +71,7 @@ def compiled(request: pytest.FixtureRequest) -> Iterator[tuple[PairEncoder, Comp
 
 
 @pytest.mark.parametrize("compiled", ["eager", "aot_eager"], indirect=True)
-def test_compiled_layers_give_the_same(compiled: tuple[PairEncoder, CompileCounterWithBackend]) -> None:
+def test_compiled_layers_give_equal_results(compiled: tuple[PairEncoder, CompileCounterWithBackend]) -> None:
     encoder, counter = compiled
     plain = tiny_encoder(torch.float32).train()
     names = list(encoder.state_dict())
@@ -87,7 +87,7 @@ def test_compiled_layers_give_the_same(compiled: tuple[PairEncoder, CompileCount
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed")
-def test_compiled_kernels_give_the_same() -> None:
+def test_compiled_kernels_give_equal_results() -> None:
     torch._dynamo.reset()
     compiled, plain = tiny_encoder().train(), tiny_encoder().train()
     compile_layers(compiled.model)
@@ -98,7 +98,7 @@ def test_compiled_kernels_give_the_same() -> None:
 
 
 @pytest.mark.parametrize("compiled", ["aot_eager"], indirect=True)
-def test_the_number_of_graphs_does_not_grow_with_the_lengths(
+def test_number_of_graphs_does_not_grow_with_text_lengths(
     compiled: tuple[PairEncoder, CompileCounterWithBackend],
 ) -> None:
     encoder, counter = compiled

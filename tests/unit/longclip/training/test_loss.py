@@ -91,7 +91,7 @@ def test_gradients_equal_the_official_ones(
 # --- definitions ---
 
 
-def test_contrastive_loss_by_its_definition() -> None:
+def test_contrastive_loss_equals_its_definition() -> None:
     draw = torch.Generator().manual_seed(0)
     images, texts = (normalize(torch.randn(6, 5, generator=draw, dtype=torch.float64), dim=1) for _ in range(2))
     scale, smoothing = torch.tensor(7.0, dtype=torch.float64), 0.1
@@ -177,7 +177,7 @@ def _worker(rank: int, world_size: int, folder: str) -> None:
 
 
 @pytest.mark.parametrize("world_size", [2, 4])
-def test_any_number_of_workers_and_chunks_trains_like_one(world_size: int, tmp_path: Path) -> None:
+def test_gradients_do_not_depend_on_workers_and_chunks(world_size: int, tmp_path: Path) -> None:
     run_workers(_worker, world_size, str(tmp_path), count=world_size)
     encoder = tiny_encoder()
     losses = backward(encoder, share_of_batch(1, 0), LOSS)
@@ -197,14 +197,14 @@ def test_any_number_of_workers_and_chunks_trains_like_one(world_size: int, tmp_p
 
 @pytest.mark.parametrize("chunk_size", [1, 4, 5, 12, 100])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-4)])
-def test_cached_gradients_are_the_plain_ones(chunk_size: int, dtype: torch.dtype, tolerance: float) -> None:
+def test_cached_gradients_equal_plain_ones(chunk_size: int, dtype: torch.dtype, tolerance: float) -> None:
     plain, cached = tiny_encoder(dtype), tiny_encoder(dtype)
     losses = backward(plain, share_of_batch(1, 0), LOSS)
     torch.testing.assert_close(backward(cached, share_of_batch(1, 0), LOSS, chunk_size), losses, rtol=tolerance, atol=0)
     assert_same_gradients(gradients(cached), gradients(plain), tolerance)
 
 
-def test_caching_holds_the_activations_of_a_chunk_only() -> None:
+def test_caching_keeps_only_the_activations_of_a_chunk() -> None:
     def held(chunk_size: int | None) -> int:
         return most_bytes_held(lambda: backward(tiny_encoder(), share_of_batch(1, 0), LOSS, chunk_size))
 

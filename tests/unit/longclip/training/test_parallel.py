@@ -106,7 +106,7 @@ def _worker(rank: int, folder: str) -> None:
             "held": held(run.encoder, run.optimizer),
         }
 
-    # A checkpoint in the middle, from which another run goes on.
+    # A checkpoint in the middle, from which another run resumes.
     first, second = Training("fsdp"), Training("fsdp")
     first.step(WORKERS, rank)
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -144,7 +144,7 @@ def workers(folder: Path) -> list[dict[Any, Any]]:
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("way", WAYS)
-def test_steps_are_those_of_one_process(way: str, strategy: str, workers: list[dict[Any, Any]]) -> None:
+def test_steps_equal_those_of_one_process(way: str, strategy: str, workers: list[dict[Any, Any]]) -> None:
     alone = Training(None, **WAYS[way])
     start = whole(text_positions(alone.encoder.model))
     steps = [alone.step(1, 0) for _ in range(STEPS)]
@@ -165,12 +165,12 @@ def test_steps_are_those_of_one_process(way: str, strategy: str, workers: list[d
         assert not torch.equal(positions[20:], start[20:])
 
 
-def test_each_worker_holds_its_part(workers: list[dict[Any, Any]]) -> None:
+def test_each_worker_has_its_shard(workers: list[dict[Any, Any]]) -> None:
     for found in workers:
         assert found["fsdp", "plain"]["held"] < 0.51 * found["ddp", "plain"]["held"]
 
 
-def test_a_checkpoint_is_written_whole_and_resumed(folder: Path, workers: list[dict[Any, Any]]) -> None:
+def test_checkpoint_is_complete_and_resumed(folder: Path, workers: list[dict[Any, Any]]) -> None:
     written = load_checkpoint(folder / "checkpoint").model
     saved = {name: tensor.float() for name, tensor in workers[0]["saved"].items()}
     torch.testing.assert_close(dict(written.named_parameters()), saved, rtol=0, atol=0)

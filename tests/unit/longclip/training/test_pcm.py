@@ -52,7 +52,7 @@ def test_parity_with_the_official_code(case: str, vectors: Path) -> None:
     assert (features.grad - expected).norm() <= 2e-5 * expected.norm()
 
 
-def test_32_components_of_32_dimensions_are_everything(vectors: Path) -> None:
+def test_32_components_of_32_dimensions_reproduce_the_features(vectors: Path) -> None:
     recorded = load_file(vectors / "official_longclip_tiny.safetensors")
     features = normalize(recorded["image_embeds"], dim=1)
     expected = recorded["pca32_of_normalized_image_embeds"]
@@ -86,14 +86,14 @@ def test_float32_gradient_is_near_the_exact_one() -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 2, 5, 9])
-def test_identity_where_nothing_can_be_left_out(rows: int) -> None:
+def test_small_batches_are_reproduced_exactly(rows: int) -> None:
     features, upstream = random_features(rows, 20), torch.randn(rows, 20, dtype=torch.float64)
     assert torch.equal(primary_components(features, 8), features)
     assert torch.equal(gradient_of(lambda x: primary_components(x, 8), features, upstream), upstream)
     assert not torch.equal(primary_components(random_features(10, 20), 8), random_features(10, 20))
 
 
-def test_what_is_retained_and_the_gap_behind_it() -> None:
+def test_retained_variance_and_spectral_gap() -> None:
     features = random_features(40, 12)
     values = torch.linalg.svdvals(features - features.mean(0)).square()
     found = components(features, 3)
@@ -144,7 +144,7 @@ def test_degenerate_batches_are_finite(name: str) -> None:
         torch.testing.assert_close(reconstruction, features)
 
 
-def test_gradient_with_equal_leading_singular_values_is_the_true_one() -> None:
+def test_gradient_with_equal_leading_singular_values() -> None:
     features, k = _repeated_spectrum(40, 16, 4), 4
     upstream = torch.randn(40, 16, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
     actual = gradient_of(lambda x: primary_components(x, k), features, upstream)
@@ -219,7 +219,7 @@ def by_workers(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict]
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
 @pytest.mark.parametrize("world_size", [2, 4])
-def test_any_number_of_workers_gives_the_same(
+def test_result_does_not_depend_on_the_number_of_workers(
     world_size: int, dtype: torch.dtype, tolerance: float, by_workers: dict[int, list[dict]]
 ) -> None:
     alone = _measure(random_features(ROWS, WIDTH).to(dtype), _upstream().to(dtype), "global")
@@ -232,7 +232,7 @@ def test_any_number_of_workers_gives_the_same(
 
 
 @pytest.mark.parametrize("world_size", [2, 4])
-def test_local_scope_sees_its_own_rows_only(world_size: int, by_workers: dict[int, list[dict]]) -> None:
+def test_local_scope_uses_only_the_rows_of_the_worker(world_size: int, by_workers: dict[int, list[dict]]) -> None:
     for rank, result in enumerate(by_workers[world_size]):
         share = slice(rank * ROWS // world_size, (rank + 1) * ROWS // world_size)
         alone = _measure(random_features(ROWS, WIDTH)[share], _upstream()[share], "local")

@@ -36,7 +36,7 @@ def image_tower(name: str, base: Path) -> Path | None:
 
 
 @pytest.mark.parametrize("name", LONG_FORMATS)
-def test_formats_are_told_by_content(name: str, exported: Path, small_long_clip_dir: Path, tmp_path: Path) -> None:
+def test_formats_are_detected_by_content(name: str, exported: Path, small_long_clip_dir: Path, tmp_path: Path) -> None:
     source = tmp_path / "renamed.bin"
     (shutil.copytree if (exported / name).is_dir() else shutil.copy)(exported / name, source)
     conversion = read_source(source, image_tower=image_tower(name, small_long_clip_dir))
@@ -60,7 +60,7 @@ def test_every_pair_of_formats_is_bit_equal(
     assert after.text_config.hidden_act == after.vision_config.hidden_act == before.text_config.hidden_act
 
 
-def test_official_file_comes_back_as_it_was(exported: Path, tmp_path: Path) -> None:
+def test_round_trip_of_the_official_file(exported: Path, tmp_path: Path) -> None:
     export_checkpoint(convert_checkpoint(exported / "long-clip"), "long-clip", tmp_path / "again.pt")
     first, again = (torch.load(path, weights_only=True) for path in (exported / "long-clip", tmp_path / "again.pt"))
     assert first.keys() == again.keys()
@@ -103,7 +103,7 @@ def test_text_encoder_of_a_diffusers_pipeline(
         assert same_weights(checkpoint, expected)
 
 
-def test_config_beside_a_text_encoder(exported: Path, small_long_clip_dir: Path, tmp_path: Path) -> None:
+def test_config_next_to_a_text_encoder(exported: Path, small_long_clip_dir: Path, tmp_path: Path) -> None:
     shutil.copy(exported / "text-encoder", tmp_path / "model.safetensors")
     config = {"model_type": "clip_text_model", "hidden_act": "quick_gelu", "num_attention_heads": 4}
     (tmp_path / "config.json").write_text(json.dumps(config))
@@ -114,7 +114,7 @@ def test_config_beside_a_text_encoder(exported: Path, small_long_clip_dir: Path,
         convert_checkpoint(tmp_path, image_tower=small_long_clip_dir)
 
 
-def test_image_tower_is_needed_and_not_superfluous(
+def test_image_tower_option_is_checked(
     exported: Path, small_long_clip_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     status, message = failure(capsys, exported / "text-encoder", tmp_path / "out")
@@ -137,7 +137,7 @@ def test_image_tower_is_needed_and_not_superfluous(
 
 @pytest.mark.parametrize("name", LONG_FORMATS)
 @pytest.mark.parametrize("kept", [0.5, 0.0001])
-def test_cut_off_files_are_one_line(
+def test_truncated_files_are_one_line(
     name: str, kept: float, exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = tmp_path / "source"
@@ -152,7 +152,9 @@ def test_cut_off_files_are_one_line(
     assert not (tmp_path / "out").exists()
 
 
-def test_graphs_alone_are_no_source(exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_graphs_without_weights_are_rejected(
+    exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     status, message = failure(capsys, exported / "onnx" / "text.onnx", tmp_path / "out")
     assert status == CheckpointError.exit_code
     assert "ONNX graph" in message

@@ -58,7 +58,7 @@ def published_clip(name: str, context_length: int = 248) -> Checkpoint:
 
 
 @pytest.mark.parametrize("name", TOWERS)
-def test_layouts_are_inverse_and_tell_the_configuration(name: str) -> None:
+def test_layouts_are_inverse_and_give_the_configuration(name: str) -> None:
     checkpoint = published_clip(name)
     state = checkpoint.model.state_dict()
     back = to_huggingface(to_openai(state))
@@ -73,7 +73,7 @@ def test_layouts_are_inverse_and_tell_the_configuration(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", TOWERS)
-def test_config_is_that_of_open_clip_but_for_its_length(name: str) -> None:
+def test_config_equals_open_clip_except_for_its_length(name: str) -> None:
     path = open_clip_folder() / "open_clip" / "model_configs" / f"{name}.json"
     theirs, ours = json.loads(path.read_text()), model_config(published_clip(name))
     assert ours["text_cfg"].pop("context_length") == 248
@@ -87,5 +87,5 @@ def test_config_is_that_of_open_clip_but_for_its_length(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["ViT-B-32", "ViT-B-16", "ViT-L-14", "ViT-L-14-336"])
-def test_shapes_of_openai_fit_its_code(name: str) -> None:
+def test_shapes_match_the_code_of_openai(name: str) -> None:
     require_openai_tower_shapes(published_clip(name).model.config)

@@ -265,7 +265,7 @@ def test_the_default_recipe_is_the_defaults() -> None:
     assert finetune_settings() == FinetuneSettings(input="x", model=Model(base="a"))
 
 
-def test_a_recipe_of_ones_own_is_a_file(tmp_path: Path) -> None:
+def test_recipe_can_be_a_file(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("optim: {learning_rate: 3e-5}\n")
     assert finetune_settings(f"recipe={path}").optim.learning_rate == 3e-5
@@ -285,7 +285,7 @@ def test_a_batch_that_is_too_small_for_principal_components_can_be_accepted() ->
     assert accepted.pca_rows <= accepted.loss.pca_dim + 1
 
 
-def test_a_run_may_go_on_with_other_workers_but_not_with_another_objective() -> None:
+def test_resume_with_other_workers_but_not_with_another_objective() -> None:
     def identity(**changes: Any) -> dict[str, Any]:
         values: dict[str, Any] = {
             "input": "x",

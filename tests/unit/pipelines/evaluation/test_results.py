@@ -46,8 +46,8 @@ def result_of(found: Measured, known_as: dict[str, str]) -> dict:
         ((100, 110, 120, 130, 140), 248),  # every cut costs something
         ((100, 110, 150, 150, 150), 40),
         ((150, 110, 149, 150, 150), 40),  # what is read at 10 tokens by luck does not count
-        ((149, 149, 149, 149, 149), 10),  # one query of 200 is no difference
-        ((160, 160, 160, 160, 160), 10),  # more text that hurts is no use
+        ((149, 149, 149, 149, 149), 10),  # one query of 200 is not a significant difference
+        ((160, 160, 160, 160, 160), 10),  # more text lowers the result
     ],
 )
 def test_effective_length(by_cut: tuple[int, ...], expected: int) -> None:
@@ -70,7 +70,7 @@ def test_paper_figures_are_reproduced_within_half_a_point(hits: int, verdict: bo
     assert ("not reproduced" in report) is not verdict
 
 
-def test_of_a_part_nothing_is_said_to_be_reproduced() -> None:
+def test_partial_protocols_are_never_reported_as_reproduced() -> None:
     assert result_of(measured({WHOLE: 159}, "NOT urban1k: only a part"), {"m": "long-clip-b16"})["paper_figures"] == []
 
 

@@ -146,7 +146,7 @@ def test_a_set_in_its_own_layout_is_read(name: str, tmp_path: Path) -> None:
     assert {len(row.captions[: protocol.captions_per_image]) for row in rows} == {protocol.captions_per_image or 1}
     if name == "dci":
         assert rows[0].captions == ["short\nextra 1"]
-    # Few images are no protocol, unless somebody says so; then the result's name says it.
+    # An incomplete protocol is rejected unless it is allowed; then the name of the result says so.
     with pytest.raises(DataError, match=rf"has 3 of the {protocol.expected_images} images of {name}.*subset=true"):
         task.check_counts(3, 3)
     subset = opened(name, root, subset=True).check_counts(3, 3)
@@ -157,7 +157,7 @@ def test_a_set_in_its_own_layout_is_read(name: str, tmp_path: Path) -> None:
         task.check_counts(protocol.expected_images, 1)
 
 
-def test_what_is_not_there_is_named(tmp_path: Path) -> None:
+def test_error_names_missing_files(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"has no annotations/captions_val2017\.json or captions_val2017\.json"):
         opened("coco5k", tmp_path)
     with pytest.raises(ConfigError, match=r"tasks\.a\.protocol='coco' is unknown; known are coco5k, "):
@@ -174,7 +174,7 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
         opened("mine", tmp_path / "x.parquet", source={"split": "test"})
 
 
-def test_broken_annotations_of_dci_are_said(tmp_path: Path) -> None:
+def test_error_names_broken_annotations_of_dci(tmp_path: Path) -> None:
     dci(tmp_path / "set")
     write(tmp_path / "set" / "annotations" / "2.json", "{")
     write(tmp_path / "set" / "annotations" / "3.json", {"image": "3.jpg", "short_caption": "x"})

@@ -50,7 +50,7 @@ def test_a_step_is_done_once_for_the_same_settings(tmp_path: Path, capsys: pytes
 
 
 @pytest.mark.parametrize("error", [DataError("column 'x' is missing"), ValueError("bad\nvalue")])
-def test_a_failed_step_says_why_and_where_its_log_is_and_is_not_done(tmp_path: Path, error: Exception) -> None:
+def test_failed_step_reports_reason_and_log(tmp_path: Path, error: Exception) -> None:
     entry = CountingEntry()
     entry.error = error
     step = Step("count", entry)

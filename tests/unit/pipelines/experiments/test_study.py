@@ -38,7 +38,7 @@ def plan(combine: bool = False) -> list[Stage]:
     return stages([0, 1, 2], [0], (0.3, "extractive", 32), WEIGHTS, STRATEGIES, DIMS, combine)
 
 
-def test_every_arm_has_every_seed_and_what_is_varied_differs_in_one_thing_from_the_last_arm() -> None:
+def test_arms_have_every_seed_and_variations_differ_in_one_setting() -> None:
     arms, *varied = plan()
     assert [[cell.seed for cell in row] for row in arms.rows.values()] == [[0, 1, 2]] * len(ARMS)
     assert [cell.seed for cell in arms.cells] == sorted([0, 1, 2] * len(ARMS))  # a seed is complete before the next one
@@ -52,13 +52,13 @@ def test_every_arm_has_every_seed_and_what_is_varied_differs_in_one_thing_from_t
         assert usual in stage.cells
 
 
-def test_what_is_usual_is_the_yardstick_even_where_it_is_not_among_what_is_tried() -> None:
+def test_default_is_the_baseline_even_if_it_is_not_varied() -> None:
     weights = stages([0], [0], (0.3, "extractive", 32), [1.0], STRATEGIES, DIMS, False)[1]
     assert list(weights.rows) == ["1", "0.3"]
     assert weights.pairs == [("0.3", "1")]
 
 
-def test_cells_that_are_trained_alike_are_one() -> None:
+def test_cells_with_equal_training_are_merged() -> None:
     cells = {cell for stage in plan(combine=True) for cell in stage.cells}
     assert len(cells) == len({cell.name for cell in cells})
     # 5 arms x 3 seeds; all combinations of 2 weights, 2 strategies and 2 dimensions, one of which is an arm
@@ -86,7 +86,7 @@ def test_every_step_is_one_that_its_entry_accepts(tmp_path: Path) -> None:
     assert {task.input for run in found["benchmark"] for task in run.tasks.values()} == {found["sample_data"][1].output}
 
 
-def test_a_directory_goes_on_with_more_cells_but_not_with_other_data(tmp_path: Path) -> None:
+def test_study_can_add_cells_but_not_change_data(tmp_path: Path) -> None:
     def claim(**settings: object) -> None:
         claim_directory("output", tmp_path, StudySettings.model_validate(settings), StudySettings.identity)
 
