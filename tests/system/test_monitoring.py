@@ -85,7 +85,7 @@ def test_trace_id_of_a_request_is_in_every_log(client: httpx.Client) -> None:
     assert response.headers.get_list("X-Request-ID") == [TRACE]
     found = lines_of(TRACE)
     assert "/v1/search 200" in found["longclip_longclip"][-1]["message"]
-    assert "CALL ask OK" in found["longclip_retriever"][-1]["message"]
+    assert "CALL call OK" in found["longclip_retriever"][-1]["message"]
 
 
 def test_a_request_without_an_id_gets_one_that_leads_to_its_log(client: httpx.Client) -> None:

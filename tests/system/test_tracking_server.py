@@ -44,8 +44,8 @@ def server(tmp_path_factory: pytest.TempPathFactory, s3_server: S3Server, bucket
     server = MlflowServer(directory, postgres, s3_server)
     server.start()
     with pytest.MonkeyPatch.context() as patch:
+        mlflow.set_tracking_uri(None)  # this also unsets the environment variable, if an earlier test set a URI
         patch.setenv("MLFLOW_TRACKING_URI", server.url)
-        mlflow.set_tracking_uri(None)
         yield server
     mlflow.set_tracking_uri(None)
     server.stop()
