@@ -195,7 +195,7 @@ def test_concurrent_promotions_have_one_winner(uri: str, versions: MlflowClient)
     winner = champion(uri)
     assert [version for version, done in zip(contenders, moved, strict=True) if done] == [winner]
     assert replaced_version(uri, "longclip", str(winner)) == "1"
-    with pytest.raises(PromotionError, match=rf"was moved from version 1 to {winner} meanwhile"):
+    with pytest.raises(PromotionError, match=rf"was moved from version 1 to {winner} in the meantime"):
         move_alias(uri, "longclip", "champion", "1", "2")
     assert [model.name for model in versions.search_registered_models()] == ["longclip"], "the lock is given back"
 
