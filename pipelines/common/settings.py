@@ -7,6 +7,8 @@ never by what YAML would make of it: where a text is expected, `007`, `no` and `
 import argparse
 import difflib
 import json
+import math
+import re
 import types
 import typing
 from collections.abc import Iterator, Sequence
@@ -20,6 +22,21 @@ from longclip.errors import ConfigError
 
 COLLECTIONS = (list, tuple, set, dict)
 NULLS = ("null", "~")
+YAML_TAG = "tag:yaml.org,2002:"
+CONSTANTS = {"~": None} | {
+    spelling: value
+    for word, value in (("null", None), ("true", True), ("false", False))
+    for spelling in (word, word.capitalize(), word.upper())
+}
+INTEGER = re.compile(r"[-+]?(0|[1-9]\d{0,99})")
+DECIMAL = re.compile(r"[-+]?(\d+\.\d*|\.\d+|\d+(?=e))(e[-+]?\d+)?", re.IGNORECASE)
+LIKE_A_NUMBER = re.compile(r"[-+]?(\d+|[\d.]+e[-+]?\d+|\.?(inf|infinity|nan))", re.IGNORECASE)
+MAX_DEPTH = 50
+MAX_ECHO = 200
+
+
+class Whole(dict[str, Any]):
+    """A mapping that replaces the one below it: the value of a `dict[...]` setting, not a group of settings."""
 
 
 class Settings(BaseModel):
@@ -56,12 +73,13 @@ def load_settings(kind: type[SettingsT], description: str, argv: Sequence[str] |
         default=[],
         dest="overrides",
         help="one setting; overrides the file. Texts are taken to the letter, lists and mappings as YAML"
-        " ([a, b], {a: 1}), null unsets an optional setting",
+        " ([a, b], {a: 1}), null unsets an optional setting. A mapping for a group of settings merges into the"
+        " file's group; for any other setting it replaces the file's mapping",
     )
     arguments, unknown = parser.parse_known_args(argv)
     if unknown:
         raise ConfigError(f"unknown option '{unknown[0]}'; settings are given as --set KEY=VALUE, see --help")
-    values = read_settings_file(kind, "--config", arguments.config) if arguments.config else {}
+    values = read_settings_file(kind, "--config", arguments.config) if arguments.config is not None else {}
     overrides: dict[str, Any] = {}
     for override in arguments.overrides:
         _apply_override(kind, overrides, override)
@@ -75,12 +93,22 @@ def dump(settings: Settings) -> dict[str, Any]:
     return settings.model_dump(mode="json")
 
 
-def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """Nested values, those of `above` where both have them."""
+def merged(below: dict[str, Any], above: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values, those of `above` where both have them.
+
+    Raises:
+        ConfigError: `above` has settings of a group that is a single value in `below`.
+    """
     result = dict(below)
     for key, value in above.items():
-        both = isinstance(value, dict) and isinstance(result.get(key), dict)
-        result[key] = merged(result[key], value) if both else value
+        old, name = result.get(key), prefix + key
+        if old is None or not isinstance(value, dict) or isinstance(value, Whole):
+            result[key] = value
+        elif isinstance(old, dict):
+            result[key] = merged(old, value, f"{name}.")
+        else:
+            inner = next(iter(flattened(value, f"{name}.")), name)
+            raise ConfigError(f"'{inner}' is set, but so is '{name}', to the single value {_echo(old)}; remove one")
     return result
 
 
@@ -101,24 +129,27 @@ def read_settings_file(kind: type[Settings], option: str, path: str | Path) -> d
         path: the file.
 
     Raises:
-        ConfigError: the file cannot be read, is not YAML, is not a mapping, or has a key twice.
+        ConfigError: the file cannot be read, is not YAML, is not a mapping, has a key twice, or has a wrong value.
     """
+    source = f"{option} '{path}'"
     try:
-        node = yaml.compose(Path(path).read_text(encoding="utf-8-sig"), Loader=yaml.SafeLoader)
+        with open(path, encoding="utf-8-sig") as file:
+            text = file.read()
     except OSError as error:
-        raise ConfigError(f"{option} '{path}' cannot be read: {error.strerror}; give an existing YAML file") from error
+        raise ConfigError(f"{source} cannot be read: {error.strerror}; give an existing YAML file") from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{option} '{path}' is not UTF-8 text; save it as UTF-8") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{option} '{path}' is not valid YAML: {' '.join(str(error).split())}") from error
-    if node is None:
-        return {}
-    if not isinstance(node, yaml.MappingNode):
-        raise ConfigError(f"{option} '{path}' is not a mapping of settings; write lines such as output: /data/run1")
+        raise ConfigError(f"{source} is not UTF-8 text; save it as UTF-8") from error
     try:
-        return _read_node(node, kind)
+        node = _compose(text)
+        if node is None:
+            return {}
+        if not isinstance(node, yaml.MappingNode):
+            raise ConfigError("the file is not a mapping of settings; write lines such as output: /data/run1")
+        values: dict[str, Any] = _read_node(node, kind, ())
+        _check_part(kind, values)
     except ConfigError as error:
-        raise ConfigError(f"{option} '{path}': {error}") from error
+        raise ConfigError(f"{source}: {error}") from error
+    return values
 
 
 def validate(kind: type[SettingsT], values: dict[str, Any]) -> SettingsT:
@@ -130,7 +161,7 @@ def validate(kind: type[SettingsT], values: dict[str, Any]) -> SettingsT:
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        raise ConfigError("; ".join(dict.fromkeys(_explain(kind, each) for each in error.errors()))) from error
+        raise _mistakes(kind, error.errors()) from error
 
 
 def describe(kind: type[Settings]) -> str:
@@ -150,26 +181,47 @@ def documented(kind: type[Settings]) -> dict[str, str]:
     return {key: meaning for _, _, fields in _sections(kind) for key, _, meaning in fields}
 
 
+def _check_part(kind: type[Settings], values: dict[str, Any]) -> None:
+    """Check the values of one file by themselves. Another file or --set may give what is missing or contradicts."""
+    try:
+        kind.model_validate(values)
+    except ValidationError as error:
+        problems = [each for each in error.errors() if each["type"] != "missing" and not _is_about_group(kind, each)]
+        if problems:
+            raise _mistakes(kind, problems) from error
+
+
+def _is_about_group(kind: type[Settings], problem: Any) -> bool:
+    """Whether a check of a group of settings as a whole failed."""
+    key = ".".join(str(part) for part in problem["loc"])
+    return problem["type"] == "value_error" and (not key or bool(_nested_settings(_annotation_of(kind, key))))
+
+
+def _mistakes(kind: type[Settings], problems: Sequence[Any]) -> ConfigError:
+    return ConfigError("; ".join(dict.fromkeys(_explain(kind, each) for each in problems)))
+
+
 def _apply_override(kind: type[Settings], values: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
-    if not separator or not key:
-        raise ConfigError(f"--set '{override}' is not KEY=VALUE; write for example --set optim.learning_rate=1e-5")
+    source = f"--set {_echo(override)}"
     *parents, leaf = key.split(".")
+    if not separator or not all((*parents, leaf)):
+        raise ConfigError(f"{source} is not KEY=VALUE; write for example --set optim.learning_rate=1e-5")
     for number, name in enumerate(parents):
         values = values.setdefault(name, {})
         if not isinstance(values, dict):
             group = ".".join(parents[: number + 1])
-            raise ConfigError(f"--set '{override}': '{group}' was set to a single value, not to a group of settings")
+            raise ConfigError(f"{source}: '{group}' was set to a single value, not to a group of settings")
     try:
-        value = _read_text(text, _annotation_of(kind, key))
+        value = _read_text(text, _annotation_of(kind, key), key)
+        if isinstance(values.get(leaf), dict) and not isinstance(value, dict):
+            raise ConfigError(f"'{key}' is a group of settings, of which another --set gives a value")
+        values |= merged({leaf: values.get(leaf)}, {leaf: value})
     except ConfigError as error:
-        raise ConfigError(f"--set '{override}': {error}") from error
-    if isinstance(values.get(leaf), dict) and not isinstance(value, dict):
-        raise ConfigError(f"--set '{override}': '{key}' is a group of settings, of which another --set gives a value")
-    values[leaf] = merged(values[leaf], value) if isinstance(values.get(leaf), dict) else value
+        raise ConfigError(f"{source}: {error}") from error
 
 
-def _read_text(text: str, annotation: Any) -> Any:
+def _read_text(text: str, annotation: Any, key: str) -> Any:
     """A value of the command line: to the letter, except lists and mappings, which are YAML."""
     if text in NULLS and _is_optional(annotation):
         return None
@@ -177,54 +229,79 @@ def _read_text(text: str, annotation: Any) -> Any:
     nested = any(_nested_settings(option) or _origin(option) in (*COLLECTIONS, Any) for option in options)
     if not nested or not text.startswith(("[", "{")):
         return _untyped(text) if Any in options else text
-    try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"the value is not valid YAML: {' '.join(str(error).split())}") from error
+    node = _compose(text)
     assert node is not None  # the text begins with a bracket
     if rest := text[node.end_mark.index :].strip():
-        raise ConfigError(f"'{rest}' follows the value; quote texts that contain '#'")
-    return _read_node(node, annotation)
+        raise ConfigError(f"{_echo(rest)} follows the value; quote texts that contain '#'")
+    return _read_node(node, annotation, (key,))
 
 
-def _read_node(node: Any, annotation: Any) -> Any:
+def _compose(text: str) -> yaml.Node | None:
+    try:
+        return yaml.compose(text, Loader=yaml.SafeLoader)
+    except RecursionError as error:
+        raise ConfigError(f"YAML is nested too deeply; use at most {MAX_DEPTH} levels") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"this is not valid YAML: {' '.join(str(error).split())}") from error
+
+
+def _read_node(node: Any, annotation: Any, path: tuple[str, ...]) -> Any:
     """What a YAML node says to a field of this type. Scalars stay texts, which pydantic converts."""
+    if len(path) > MAX_DEPTH:
+        raise ConfigError(f"'{path[0]}' is nested too deeply; use at most {MAX_DEPTH} levels, no alias to itself")
     if isinstance(node, yaml.MappingNode):
-        values: dict[str, Any] = {}
-        for key_node, value_node in _items(node):
-            key = str(key_node.value)
+        values: dict[str, Any] = {} if _nested_settings(annotation) else Whole()
+        for key, key_node, value_node in _items(node):
             if key in values:
                 raise ConfigError(f"line {key_node.start_mark.line + 1} gives '{key}' a second time; keep one")
-            values[key] = _read_node(value_node, _annotation_of(annotation, key))
+            values[key] = _read_node(value_node, _annotation_of(annotation, key), (*path, key))
         return values
     if isinstance(node, yaml.SequenceNode):
         inner = next((typing.get_args(o) for o in _options(annotation) if _origin(o) in COLLECTIONS), ())
-        return [_read_node(item, inner[0] if inner else Any) for item in node.value]
+        item_type = inner[0] if inner else Any
+        return [_read_node(item, item_type, (*path, str(number))) for number, item in enumerate(node.value)]
     if node.style is not None:  # quoted: a text, whatever it looks like
         return node.value
-    untyped = Any in _options(annotation)
-    if node.value in (*NULLS, "") and (untyped or _is_optional(annotation)):
+    untyped, key = Any in _options(annotation), ".".join(path)
+    if node.tag == f"{YAML_TAG}null":
+        if not untyped and not _is_optional(annotation):
+            raise ConfigError(f"'{key}' is empty; give a value, or quote it if you mean the text")
         return None
-    return _untyped(node.value) if untyped else node.value
+    value = _untyped(node.value) if untyped else node.value
+    if untyped and isinstance(value, str) and (node.tag != f"{YAML_TAG}str" or LIKE_A_NUMBER.fullmatch(value)):
+        raise ConfigError(f"'{key}' = {_echo(value)} is ambiguous; quote it, or write true, false or a decimal number")
+    return value
 
 
-def _items(node: yaml.MappingNode) -> Iterator[tuple[yaml.Node, yaml.Node]]:
+def _items(node: yaml.MappingNode) -> Iterator[tuple[str, yaml.Node, yaml.Node]]:
     for key, value in node.value:
-        if key.tag == "tag:yaml.org,2002:merge":
-            raise ConfigError(f"line {key.start_mark.line + 1} has a merge key (<<); write the values out")
-        yield key, value
+        line = f"line {key.start_mark.line + 1}"
+        if not isinstance(key, yaml.ScalarNode):
+            raise ConfigError(f"{line} has a list or mapping as a key; write the name of a setting")
+        if key.tag == f"{YAML_TAG}merge":
+            raise ConfigError(f"{line} has a merge key (<<); write the values out")
+        yield str(key.value), key, value
 
 
 def _untyped(text: str) -> Any:
-    """A scalar where no type is known: a number, boolean or null as JSON writes them, a text otherwise."""
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
+    """A scalar where no type is known: null, a boolean or a finite decimal number; a text otherwise."""
+    if text in CONSTANTS:
+        return CONSTANTS[text]
+    if INTEGER.fullmatch(text):
+        return int(text)
+    if DECIMAL.fullmatch(text) and math.isfinite(float(text)):
+        return float(text)
+    return text
+
+
+def _echo(value: Any) -> str:
+    """A value in a message, cut if it is long."""
+    text = repr(value)
+    return text if len(text) <= MAX_ECHO else f"{text[:MAX_ECHO]}..."
 
 
 def _annotation_of(annotation: Any, key: str) -> Any:
-    """Type of the setting at a dotted key below a type; `str` where there is none, which validation will say."""
+    """Type of the setting at a dotted key below a type; any text or null where there is none: validation will say."""
     for name in key.split("."):
         below: list[Any] = []
         for option in _options(annotation):
@@ -236,7 +313,7 @@ def _annotation_of(annotation: Any, key: str) -> Any:
             elif origin is dict:
                 below.append(arguments[1] if len(arguments) == 2 else Any)
         if not below:
-            return str
+            return str | None
         annotation = below[0]
     return annotation
 
@@ -268,19 +345,23 @@ def _nested_settings(annotation: Any) -> type[Settings] | None:
 def _explain(kind: type[Settings], problem: Any) -> str:
     key = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
+        *groups, name = str(problem["loc"][-1]).split(".")
+        if groups:
+            nested = "".join(f"{group}: {{" for group in groups) + f"{name}: ...{'}' * len(groups)}"
+            return f"unknown setting '{key}'; write {nested}"
         known = list(documented(kind))
         near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
         near = near or [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]
         hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(known)}"
-        return f"unknown setting '{key}'; {hint}"
+        return f"unknown setting {_echo(key)}; {hint}"
     if problem["type"] == "missing":
         return f"setting '{key}' is missing; give it in the YAML file or as --set {key}=..."
     group = _nested_settings(_annotation_of(kind, key)) if key else None
     if group and problem["type"] in ("model_type", "model_attributes_type"):
         names = ", ".join(f"{key}.{name}" for name in group.model_fields)
-        return f"setting '{key}' = {problem['input']!r} is a group of settings; set one of {names}"
+        return f"setting '{key}' = {_echo(problem['input'])} is a group of settings; set one of {names}"
     message = problem["msg"].removeprefix("Value error, ")
-    return f"setting '{key}' = {problem['input']!r}: {message}" if key else message
+    return f"setting '{key}' = {_echo(problem['input'])}: {message}" if key else message
 
 
 def _sections(kind: type[Settings], prefix: str = "") -> Iterator[tuple[str, str, list[tuple[str, str, str]]]]:

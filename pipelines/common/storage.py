@@ -34,7 +34,7 @@ class Storage(Settings):
     """Access to object storage; the defaults are those of the environment."""
 
     endpoint_url: str | None = None
-    """S3-compatible server, e.g. http://127.0.0.1:8333; empty: AWS_ENDPOINT_URL, or Amazon's server."""
+    """S3-compatible server, e.g. http://127.0.0.1:8333; null: AWS_ENDPOINT_URL, or Amazon's server."""
     path_style: bool = False
     """Address buckets as endpoint/bucket instead of bucket.endpoint, as servers other than Amazon's always are."""
     anonymous: bool = False

@@ -14,7 +14,7 @@ class ImageSettings(Settings):
 
     short_side: PositiveInt | None = None
     """Reduce images with a longer short side to this one, as JPEG. 288 suits training at 224 pixels and makes every
-    later pass several times faster. Empty keeps the files as they are."""
+    later pass several times faster. null keeps the files as they are."""
     max_pixels: PositiveInt = 64_000_000
     """Maximum width x height, checked before decoding."""
     min_side: PositiveInt = 16

@@ -1,6 +1,7 @@
 """Settings of `finetune.py`. Imports neither Ray nor torch: `--help` needs this module."""
 
 import math
+import os.path
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -42,7 +43,7 @@ class Validation(Settings):
     """Retrieval in both directions at every checkpoint, over all workers."""
 
     input: str | None = None
-    """Parquet with the columns of input; empty: the split `val` of input, if it has one."""
+    """Parquet with the columns of input; null: the split `val` of input, if it has one."""
     rows: int = Field(1000, ge=0)
     """Size of the fixed sample to measure on; 0 turns validation off."""
 
@@ -109,7 +110,7 @@ class Model(Settings):
 class Loss(Settings):
     """The objective."""
 
-    summary_loss_weight: float = Field(0.1, ge=0)
+    summary_loss_weight: float = Field(0.1, ge=0, allow_inf_nan=False)
     """Weight of the summary (PCM) loss; 0 turns it off. Official code: 1.0."""
     pca_dim: PositiveInt = 32
     """Principal components of the image features that summaries are matched to."""
@@ -130,9 +131,9 @@ class Loss(Settings):
 class Optim(Settings):
     """Optimisation."""
 
-    learning_rate: PositiveFloat = 1e-5
+    learning_rate: float = Field(1e-5, gt=0, allow_inf_nan=False)
     """Peak learning rate of AdamW. Official recipe: 1e-6."""
-    weight_decay: float = Field(0.01, ge=0)
+    weight_decay: float = Field(0.01, ge=0, allow_inf_nan=False)
     """Decay of matrices; gains, biases and embeddings are not decayed."""
     warmup_steps: int = Field(200, ge=0)
     """Steps of linear warm-up; a cosine to zero follows."""
@@ -141,16 +142,16 @@ class Optim(Settings):
     per_worker_batch_size: PositiveInt = 128
     """Pairs per worker and step. Negatives come from all workers: the global batch is this times the workers."""
     chunk_size: PositiveInt | None = None
-    """Gradient caching: number of a worker's pairs whose activations are in memory at once. Large batches then fit, at
-    the cost of one more forward pass. Empty: all pairs."""
+    """Gradient caching: maximum number of pairs whose activations are held. Large batches then fit, at the cost of
+    one more forward pass. null: all pairs."""
     max_grad_norm: PositiveFloat = 1.0
     """Gradients are clipped to this norm."""
     max_skipped_steps: int = Field(20, ge=0)
     """Maximum number of steps that are skipped because their gradient is not finite; with more, the run stops."""
     ema_decay: float | None = Field(None, gt=0, lt=1)
     """Decay per step of an exponential moving average of the weights; the average is validated and published."""
-    logit_scale: PositiveFloat | None = None
-    """Initial temperature (exponentiated); empty keeps that of the base. The official recipe restarts at 100."""
+    logit_scale: float | None = Field(None, gt=0, allow_inf_nan=False)
+    """Initial temperature (exponentiated); null keeps that of the base. The official recipe restarts at 100."""
 
 
 class TrainingWorkers(Workers):
@@ -213,7 +214,7 @@ class FinetuneSettings(Settings):
     storage: Storage = Storage()
     experiment: str = "longclip"
     """MLflow experiment."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=2**32 - 1)
     """Seed of the initial weights and of the order of the data."""
 
     @classmethod
@@ -224,10 +225,13 @@ class FinetuneSettings(Settings):
             ConfigError: the recipe does not exist, or sets something other than `loss` and `optim`.
         """
         recipe = str(values.get("recipe", cls.model_fields["recipe"].default))
-        path = Path(recipe) if recipe.endswith((".yaml", ".yml")) else RECIPES / f"{recipe}.yaml"
-        if not path.is_file():
-            known = ", ".join(sorted(file.stem for file in RECIPES.glob("*.yaml")))
-            raise ConfigError(f"recipe='{recipe}' does not exist; give one of {known}, or a path to a YAML file")
+        named = {file.stem: file for file in sorted(RECIPES.glob("*.yaml"))}
+        if recipe not in named and not recipe.lower().endswith((".yaml", ".yml")):
+            known = ", ".join(named)
+            raise ConfigError(
+                f"recipe={recipe[:200]!r} is unknown; give one of {known}, or a path that ends in .yaml or .yml"
+            )
+        path = named.get(recipe) or Path(os.path.expanduser(recipe))
         preset = read_settings_file(cls, "recipe", path)
         if other := preset.keys() - {"loss", "optim"}:
             raise ConfigError(f"recipe '{path}' sets '{min(other)}'; a recipe sets only loss and optim")
@@ -250,13 +254,21 @@ class FinetuneSettings(Settings):
             )
         self._check_locks()
         self._check_workers()
-        architecture = self.model.architecture
-        if architecture and architecture.image_size % architecture.patch_size:
+        if self.model.architecture:
+            self._check_architecture(self.model.architecture)
+        return self
+
+    def _check_architecture(self, architecture: Architecture) -> None:
+        if architecture.image_size % architecture.patch_size:
             raise ValueError(
                 f"model.architecture.patch_size={architecture.patch_size} does not divide"
                 f" image_size={architecture.image_size}"
             )
-        return self
+        for name, tower in (("text", architecture.text), ("vision", architecture.vision)):
+            if tower.width % tower.heads:
+                raise ValueError(
+                    f"model.architecture.{name}.heads={tower.heads} does not divide width={tower.width}; change one"
+                )
 
     def _check_locks(self) -> None:
         locks = self.model.locks
@@ -275,12 +287,12 @@ class FinetuneSettings(Settings):
     def _check_workers(self) -> None:
         least, most = self.workers.min_count or self.workers.count, self.workers.count
         if least > most:
-            raise ValueError(f"workers.min_count={least} is more than workers.count={most}; lower it or leave it empty")
+            raise ValueError(f"workers.min_count={least} is more than workers.count={most}; lower it or set it to null")
         for count in range(least, most + 1):
             if self.streams % count:
                 raise ValueError(
                     f"data.streams={self.streams} is not a multiple of {count} workers (workers.min_count to"
-                    f" workers.count); set it to {math.lcm(*range(least, most + 1))}, for example, or leave it empty"
+                    f" workers.count); set it to {math.lcm(*range(least, most + 1))}, for example, or to null"
                 )
         if self.global_batch_size % self.streams:
             raise ValueError(

@@ -45,13 +45,13 @@ class SourceSettings(Settings):
     .txt files next to them). Output of img2dataset is parquet, webdataset or folder. `auto` detects all of these. For
     classification, never detected: class_folders (one folder of images per class), cifar (binary version)."""
     images: str | None = None
-    """Directory or URI that image paths are relative to; empty takes that of the annotations, or images/ in it."""
+    """Directory or URI that image paths are relative to; null takes that of the annotations, or images/ in it."""
     id: str | None = None
-    """Column or JSON field of the id; empty takes the first well-known name, or numbers the rows."""
+    """Column or JSON field of the id; null takes the first well-known name, or numbers the rows."""
     image: str | None = None
     """Column or JSON field of the image: bytes, a struct of bytes and path, a path or a URI."""
     caption: str | None = None
-    """Column or JSON field of the caption: a text or a list of texts; empty takes the first well-known name."""
+    """Column or JSON field of the caption: a text or a list of texts; null takes the first well-known name."""
     label: str | None = None
     """Parquet column of the class, a name or number, for classification; replaces the caption."""
     split: str | None = None

