@@ -7,7 +7,6 @@ Serve that version by its name: `serve run serving.app:build model=models:/longc
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Literal
 
 from longclip.errors import CheckpointError, DataError
@@ -15,7 +14,7 @@ from longclip.model_uri import ModelUri
 from pipelines.common.entry import run_entry
 from pipelines.common.progress import Progress
 from pipelines.common.settings import Settings, load_settings
-from pipelines.common.storage import storage_path
+from pipelines.common.storage import local_path
 
 
 class RegisterSettings(Settings):
@@ -39,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the entry; `argv` is the command line without the name of the program."""
     settings = load_settings(RegisterSettings, __doc__ or "", argv)
     progress = Progress("register")
-    directory = Path(storage_path("checkpoint", settings.checkpoint))
+    directory = local_path("checkpoint", settings.checkpoint)
     if not directory.is_dir():
         raise CheckpointError(f"checkpoint '{directory}' does not exist; give the directory that finetune wrote")
     metrics = _figures(settings) if settings.results else {}
@@ -54,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _figures(settings: RegisterSettings) -> dict[str, float]:
-    path = Path(storage_path("results", str(settings.results)))
+    path = local_path("results", str(settings.results))
     try:
         results = json.loads(path.read_text())["results"]
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -72,7 +71,7 @@ def _measured(settings: RegisterSettings) -> list[str]:
     from pipelines.evaluation.report import tables
 
     sections = []
-    path = Path(storage_path("results", settings.results))
+    path = local_path("results", settings.results)
     for file in sorted(path.parent.glob("*.json")):
         if file != path:
             result = json.loads(file.read_text())

@@ -11,12 +11,12 @@ from collections.abc import Sequence
 
 from pydantic import PositiveInt
 
-from longclip.errors import PromotionError
+from longclip.errors import ConfigError, PromotionError
 from longclip.model_uri import ModelUri
 from pipelines.common.entry import run_entry
 from pipelines.common.progress import Progress
 from pipelines.common.settings import Settings, load_settings
-from pipelines.common.storage import storage_path
+from pipelines.common.storage import local_path
 
 
 class RollbackSettings(Settings):
@@ -35,11 +35,11 @@ class RollbackSettings(Settings):
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the entry; `argv` is the command line without the name of the program."""
     settings = load_settings(RollbackSettings, __doc__ or "", argv)
-    from pipelines.registry.server import configured_uri, tracking_uri  # imports MLflow, which --help does not need
+    from pipelines.registry.server import configured_uri  # imports MLflow, which --help does not need
     from pipelines.registry.versions import alias_version, move_alias, replaced_version, resolve_version
 
     progress = Progress("rollback")
-    uri = configured_uri() or tracking_uri(storage_path("directory", settings.directory))
+    uri = configured_uri() or _database(settings.directory)
     current = alias_version(uri, settings.name, settings.champion)
     if current is None:
         raise PromotionError(f"'{settings.name}' has no alias '{settings.champion}' at {uri}; there is nothing to undo")
@@ -56,6 +56,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     if version != current:
         move_alias(uri, settings.name, settings.champion, current, version, remember=False)
     progress.summary(0, 0, 0, f"'{settings.champion}' moved from version {current} to {version}")
+
+
+def _database(directory: str) -> str:
+    """URI of MLflow's database in a directory; unlike `tracking_uri` this creates none."""
+    from pipelines.registry.server import DATABASE, tracking_uri
+
+    path = local_path("directory", directory)
+    if not (path / DATABASE).is_file():
+        raise ConfigError(
+            f"directory='{path}' has no registry ({DATABASE}); give the directory with it, or set MLFLOW_TRACKING_URI"
+        )
+    return tracking_uri(path)
 
 
 if __name__ == "__main__":

@@ -87,6 +87,17 @@ def storage_path(field: str, value: str) -> str:
     return str(path.absolute())
 
 
+def local_path(field: str, value: str) -> Path:
+    """`storage_path` for a setting that cannot be a URI.
+
+    Raises:
+        ConfigError: it is a URI, or `storage_path` refuses it.
+    """
+    if "://" in value:
+        raise ConfigError(f"{field}='{value}' is a URI, but this entry needs a local path; give a path")
+    return Path(storage_path(field, value))
+
+
 def open_path(field: str, value: str, storage: Storage) -> UPath:
     """The path that a setting names; nothing is read yet.
 

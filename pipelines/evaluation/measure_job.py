@@ -8,7 +8,7 @@ from pathlib import Path
 from upath import UPath
 
 from pipelines.common.cluster import connect
-from pipelines.common.storage import storage_path
+from pipelines.common.storage import local_path
 from pipelines.evaluation.measured import Measured
 from pipelines.evaluation.measuring import measure
 from pipelines.evaluation.settings import MeasureSettings
@@ -20,12 +20,15 @@ from pipelines.registry.server import tracking_uri
 class MeasureJob:
     """Opened tasks, and measurements of models on them."""
 
-    def __init__(self, settings: MeasureSettings, tasks: list[Task], scratch: Path, tracking_uri: str) -> None:
+    def __init__(
+        self, settings: MeasureSettings, tasks: list[Task], scratch: Path, cache: Path, tracking_uri: str
+    ) -> None:
         self.settings, self.tasks, self.scratch, self.tracking_uri = settings, tasks, scratch, tracking_uri
+        self.cache = cache
 
     def model(self, source: str) -> str:
         """Local directory of a model by any of its names (see `local_model`)."""
-        return local_model(source, Path(storage_path("cache", self.settings.cache)), self.tracking_uri)
+        return local_model(source, self.cache, self.tracking_uri)
 
     def measure(self, model: str, task: Task, long_text: bool = False) -> Measured:
         """Measure a model, in a directory from `self.model`, on a task."""
@@ -43,8 +46,9 @@ def measure_job(settings: MeasureSettings, directory: Path) -> Iterator[MeasureJ
         directory: local directory of the outputs, also for temporary files and, without `MLFLOW_TRACKING_URI`, for
             MLflow's database.
     """
+    cache = local_path("cache", settings.cache)
     tasks = [open_task(name, task, settings.storage) for name, task in settings.tasks.items()]
     connect(settings.workers.total_cpus + 2)
     directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".measure.", dir=directory) as scratch:
-        yield MeasureJob(settings, tasks, Path(scratch), tracking_uri(directory))
+        yield MeasureJob(settings, tasks, Path(scratch), cache, tracking_uri(directory))

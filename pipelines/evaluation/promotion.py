@@ -1,7 +1,6 @@
 """The job of `promote.py`: measure candidate and champion, check the gates, and move the alias."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 from longclip.errors import PromotionError
@@ -9,7 +8,7 @@ from longclip.model_uri import ModelUri
 from pipelines.common.events import report
 from pipelines.common.progress import Progress
 from pipelines.common.settings import dump
-from pipelines.common.storage import storage_path
+from pipelines.common.storage import local_path
 from pipelines.evaluation.gates import Gate, gate, gate_table
 from pipelines.evaluation.measure_job import MeasureJob, measure_job
 from pipelines.evaluation.measured import Measured, compare
@@ -27,7 +26,7 @@ def promote(settings: PromoteSettings) -> None:
         PromotionError: there is no candidate, a gate fails, or the alias was moved in the meantime.
     """
     progress = Progress("promote")
-    directory = Path(storage_path("directory", settings.directory))
+    directory = local_path("directory", settings.directory)
     uri = tracking_uri(directory)
     candidate = alias_version(uri, settings.name, settings.candidate)
     champion = alias_version(uri, settings.name, settings.champion)

@@ -8,7 +8,7 @@ from longclip.files import whole_directory
 from pipelines.common.cluster import connect
 from pipelines.common.progress import Progress
 from pipelines.common.run_directory import claim_directory
-from pipelines.common.storage import storage_path
+from pipelines.common.storage import local_path
 from pipelines.experiments.cells import Cell, stages
 from pipelines.experiments.steps import run_step
 from pipelines.experiments.study_report import StudyReport, stage_plot, stage_result
@@ -27,7 +27,7 @@ def study(settings: StudySettings) -> None:
         LongClipError: a step failed.
     """
     progress = Progress("study")
-    directory = Path(storage_path("output", settings.output))
+    directory = local_path("output", settings.output)
     claim_directory("output", directory, settings, StudySettings.identity)
     connect(settings.workers.total_cpus + DATA_CPUS)
     plan = stages(

@@ -11,7 +11,7 @@ from pipelines.common.lease import Lease
 from pipelines.common.parquet_set import open_parquet
 from pipelines.common.progress import Progress
 from pipelines.common.rejected_rows import QUARANTINE, start_quarantine, write_quarantine
-from pipelines.common.storage import is_local, output_path, storage_path
+from pipelines.common.storage import is_local, local_path, output_path, storage_path
 from pipelines.common.whole_files import make_directory
 from pipelines.indexing.corpus import Corpus, embed_changes
 from pipelines.indexing.publish import publish_changes
@@ -37,7 +37,7 @@ def embed(settings: EmbedSettings) -> None:
             "give a Parquet to embed with --set input=..., or ids of items to delete with --set delete=[...]"
         )
     index = output_path("output", storage_path("output", settings.output), settings.storage)
-    cache = Path(storage_path("cache", settings.cache))
+    cache = local_path("cache", settings.cache)
     registry = tracking_uri(Path(index.path).parent if is_local(index) else cache)
     model = local_model(settings.model, cache, registry)
     checkpoint = load_checkpoint(model)

@@ -17,7 +17,7 @@ from pipelines.common.progress import Progress
 from pipelines.common.rejected_rows import QUARANTINE, start_quarantine, write_quarantine
 from pipelines.common.run_directory import claim_directory
 from pipelines.common.settings import dump
-from pipelines.common.storage import storage_path
+from pipelines.common.storage import local_path
 from pipelines.registry.runs import end_run, log_documents, start_run
 from pipelines.registry.server import tracking_uri
 from pipelines.training.callbacks import MetricsToMlflow, MetricsToPrometheus
@@ -40,7 +40,7 @@ def finetune(settings: FinetuneSettings) -> None:
         DataError: the rows cannot be read, are too few, or too many of them are unusable.
     """
     progress = Progress("finetune")
-    output = Path(storage_path("output", settings.output))
+    output = local_path("output", settings.output)
     checkpoint = initial_checkpoint(settings)
     train, validation = training_rows(settings), validation_rows(settings)
     # After the checks: settings that are refused must not claim the directory.

@@ -10,7 +10,7 @@ from pydantic import Field, PositiveInt
 
 from longclip.errors import ConfigError
 from pipelines.common.settings import Settings, describe, documented, load_settings
-from pipelines.common.storage import storage_path
+from pipelines.common.storage import local_path, storage_path
 from pipelines.data.settings import PrepareSettings
 from pipelines.data.summaries.settings import SummarizeSettings
 from pipelines.training.settings import FinetuneSettings, Model
@@ -284,6 +284,13 @@ def test_relative_paths_inside_a_submitted_job_are_refused(tmp_path: Path, monke
     assert storage_path("output", "s3://bucket/x") == "s3://bucket/x"
     monkeypatch.chdir(tmp_path)
     assert storage_path("output", "var/x") == str(tmp_path / "var/x")
+
+
+def test_uri_is_refused_where_only_a_local_path_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="output='s3://bucket/x' is a URI, but this entry needs a local path"):
+        local_path("output", "s3://bucket/x")
+    monkeypatch.chdir(tmp_path)
+    assert local_path("output", "var/x") == tmp_path / "var/x"
 
 
 @pytest.mark.parametrize(
