@@ -221,6 +221,17 @@ class SummarizeSettings(SummarySettings):
     """Replace an existing output, or unfinished work, that was made with other settings or data."""
     storage: Storage = Storage()
 
+    @model_validator(mode="after")
+    def _summaries_have_their_own_column(self) -> Self:
+        name = self.columns.summary
+        for role in ("id", "image", "caption"):
+            if getattr(self.columns, role) == name:
+                raise ValueError(
+                    f"columns.summary='{name}' is also columns.{role}, which summaries would overwrite; give another"
+                    " column, e.g. --set columns.summary=short"
+                )
+        return self
+
 
 NOT_IN_IDENTITY = {"output", "storage", "overwrite", "max_rejected_fraction", "workers"}
 """Settings that do not affect the content of the output: a rerun that changes them continues the same work."""

@@ -104,6 +104,13 @@ def test_wrong_settings_are_one_line(sets: list[str], message: str) -> None:
     assert message in settings_error(*sets)
 
 
+@pytest.mark.parametrize("role", ["id", "image", "caption"])
+def test_summaries_do_not_replace_another_column(role: str) -> None:
+    sets = ["input=a", "output=b", f"columns.{role}=text", "columns.summary=text"]
+    with pytest.raises(ConfigError, match=f"columns.summary='text' is also columns.{role}"):
+        load_settings(SummarizeSettings, "", [part for each in sets for part in ("--set", each)])
+
+
 def test_prompts_insert_captions_unchanged() -> None:
     settings = settings_of("chat", model="m", system="", prompt="Say: {caption} {x}")
     assert settings.chat.messages("{caption} 5% {y}") == [{"role": "user", "content": "Say: {caption} 5% {y} {x}"}]
