@@ -18,7 +18,7 @@ from pydantic import PositiveInt
 from pipelines import benchmark, embed, finetune, register, sample_data, summarize
 from pipelines.common.entry import run_entry
 from pipelines.common.settings import Settings, load_settings
-from pipelines.common.storage import storage_path
+from pipelines.common.storage import local_path
 from pipelines.experiments.steps import Step, run_step, serve
 
 CPUS = 4
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from pipelines.registry.server import tracking_uri
 
     started = time.monotonic()
-    directory = Path(storage_path("output", settings.output))
+    directory = local_path("output", settings.output)
     os.environ["MLFLOW_TRACKING_URI"] = tracking_uri(directory)
     connect(CPUS)
     steps = demo_steps(settings, directory)
@@ -66,9 +66,9 @@ def demo_steps(settings: DemoSettings, directory: Path) -> list[Step]:
     train, test = directory / "scenes-train", directory / "scenes-test"
     summarized, bench = directory / "summarized", directory / "benchmark"
     base, checkpoint = directory / "base" / "checkpoint", directory / "finetuned" / "checkpoint"
-    models = f"{{base: {base}, finetuned: {checkpoint}}}"
+    models = {"base": str(base), "finetuned": str(checkpoint)}
     texts = {"long": "caption", "short": "short_caption"}
-    tasks = ", ".join(f"{k}: {{input: {test}, text: {k}, source: {{caption: {c}}}}}" for k, c in texts.items())
+    tasks = {k: {"input": str(test), "text": k, "source": {"caption": column}} for k, column in texts.items()}
     return [
         Step("draw scenes to train on", sample_data, rows=settings.train_rows, output=train),
         Step("draw scenes to search", sample_data, rows=settings.test_rows, group_size=4, seed=1, output=test),
@@ -82,7 +82,7 @@ def demo_steps(settings: DemoSettings, directory: Path) -> list[Step]:
             model__base=base,
             output=checkpoint.parent,
         ),
-        Step("benchmark", benchmark, tasks=f"{{{tasks}}}", models=models, output=bench),
+        Step("benchmark", benchmark, tasks=tasks, models=models, output=bench),
         Step("register", register, checkpoint=checkpoint, results=bench / "results.json", alias="champion"),
         Step("embed and index the scenes", embed, input=test, model=checkpoint, output=directory / "index"),
     ]

@@ -25,14 +25,15 @@ START_SECONDS = 180
 
 
 class Step:
-    """An entry with its settings; a double underscore in a name means a dot."""
+    """An entry with its settings: a double underscore in a name means a dot, a mapping is given as JSON."""
 
     def __init__(self, title: str, entry: ModuleType, config: str | None = None, **settings: object) -> None:
         self.title, self.entry = title, entry
         self.config = CONFIGS / f"{config}.yaml" if config else None
         self.argv = ["--config", str(self.config)] if self.config else []
         for name, value in settings.items():
-            self.argv += ["--set", f"{name.replace('__', '.')}={value}"]
+            text = json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else value
+            self.argv += ["--set", f"{name.replace('__', '.')}={text}"]
 
     @property
     def command(self) -> str:

@@ -39,7 +39,7 @@ class StudySettings(Settings):
     base_input: str | None = None
     """Short captions to train bases on, in a column `caption`; null takes the short captions of the scenes."""
     tests: dict[str, TestSet] = Field(default={})
-    """Test sets by name; empty for the long and the short captions of the scenes."""
+    """Test sets by kind of captions, long or short; empty for those of the scenes."""
     base_epochs: PositiveInt = 5
     """Epochs of a base model."""
     epochs: PositiveInt = 2
@@ -73,6 +73,8 @@ class StudySettings(Settings):
             raise ValueError(
                 "input, base_input and tests belong together; give all of them, or none for synthetic scenes"
             )
+        if other := set(self.tests) - {"long", "short"}:
+            raise ValueError(f"tests has '{min(other)}'; name a test set long or short, as its captions are")
         if unknown := set(self.varied_seeds) - set(self.seeds):
             raise ValueError(f"varied_seeds has {min(unknown)}, which is not among seeds={self.seeds}")
         return self

@@ -23,7 +23,7 @@ class StudySteps:
         ]
         if settings.input:
             self.draw = []
-        self.data = Path(settings.input or scenes)
+        self.data = settings.input or str(scenes)
         self.tests = settings.tests or {
             "long": TestSet(input=str(test_scenes)),
             "short": TestSet(input=str(test_scenes), column="short_caption"),
@@ -76,15 +76,15 @@ class StudySteps:
     def measurement(self, cell: Cell) -> Step:
         """The measurement of a cell on all test sets."""
         run = f"base-{cell.seed}" if cell.arm == "none" else cell.name
-        tasks = ", ".join(
-            f"{name}: {{input: {test.input}, text: {name}, source: {{caption: {test.column}}}}}"
+        tasks = {
+            name: {"input": test.input, "text": name, "source": {"caption": test.column}}
             for name, test in self.tests.items()
-        )
+        }
         return Step(
             f"measure {cell.name}",
             benchmark,
-            tasks=f"{{{tasks}}}",
-            models=f"{{{cell.name}: {self._run(run) / 'checkpoint'}}}",
+            tasks=tasks,
+            models={cell.name: str(self._run(run) / "checkpoint")},
             long_text="false",
             output=self.directory / "cells" / cell.name,
         )

@@ -13,6 +13,7 @@ from longclip.evaluation.metrics import Ranks
 from pipelines import benchmark, study
 from pipelines.common.run_directory import claim_directory
 from pipelines.common.settings import load_settings
+from pipelines.demo import DemoSettings, demo_steps
 from pipelines.evaluation.measured import WHOLE, Answers, Measured, write_ranks
 from pipelines.evaluation.settings import BenchmarkSettings
 from pipelines.experiments import study as study_job
@@ -84,6 +85,26 @@ def test_every_step_is_one_that_its_entry_accepts(tmp_path: Path) -> None:
     assert measured["none-1"] == both.model.base
     assert measured["both-1-w0.3-extractive-d32"] == str(Path(both.output) / "checkpoint")
     assert {task.input for run in found["benchmark"] for task in run.tasks.values()} == {found["sample_data"][1].output}
+
+
+def test_paths_with_the_characters_of_yaml_reach_the_entries(tmp_path: Path) -> None:
+    directory = tmp_path / "a: b, {c} #d 'é😀"
+    tests = {"short": {"input": f"{directory}/test", "column": "long: text"}}
+    given = {"input": "s3://bucket/train", "base_input": str(directory), "tests": tests}
+    steps = StudySteps(StudySettings.model_validate(given), directory)
+    measured = load_settings(BenchmarkSettings, "", steps.measurement(Cell("none", 0)).argv)
+    assert measured.models == {"none-0": str(directory / "runs" / "base-0" / "checkpoint")}
+    task = measured.tasks["short"]
+    assert (task.input, task.source.caption) == (f"{directory}/test", "long: text")
+    assert load_settings(SummarizeSettings, "", steps.summaries("extractive").argv).input == "s3://bucket/train"
+    demo = next(step for step in demo_steps(DemoSettings(), directory) if step.title == "benchmark")
+    assert load_settings(BenchmarkSettings, "", demo.argv).tasks["long"].input == str(directory / "scenes-test")
+
+
+def test_a_test_set_is_long_or_short() -> None:
+    sets = ["input=a", "base_input=b", "tests={mine: {input: c}}"]
+    with pytest.raises(ConfigError, match="tests has 'mine'; name a test set long or short"):
+        load_settings(StudySettings, "", [part for each in sets for part in ("--set", each)])
 
 
 def test_study_can_add_cells_but_not_change_data(tmp_path: Path) -> None:
