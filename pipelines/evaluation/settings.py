@@ -1,14 +1,30 @@
 """Settings of `benchmark.py` and `promote.py`. Imports neither Ray nor torch: `--help` needs this module."""
 
+import re
+from collections.abc import Iterable
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipelines.common.settings import Settings
 from pipelines.common.storage import Storage
 from pipelines.common.workers import Workers
 from pipelines.data.sources.settings import SourceSettings
 from pipelines.evaluation.paper_figures import paper_figures
+
+
+def check_file_names(names: Iterable[str]) -> None:
+    """Check names that become parts of file names.
+
+    Raises:
+        ValueError: a name cannot be used.
+    """
+    for name in names:
+        if not re.fullmatch(r"[A-Za-z0-9_@-][A-Za-z0-9._@-]*", name):
+            raise ValueError(
+                f"the name '{name}' cannot be a file name; use only letters A-Z, a-z, digits and . _ - @, and no dot at"
+                " the start"
+            )
 
 
 class TaskSettings(Settings):
@@ -45,6 +61,12 @@ class MeasureSettings(Settings):
     cache: str = "~/.cache/longclip/models"
     """Directory for downloaded and converted models; on a cluster, one that all nodes share."""
 
+    @field_validator("tasks")
+    @classmethod
+    def _are_file_names(cls, tasks: dict[str, TaskSettings]) -> dict[str, TaskSettings]:
+        check_file_names(tasks)
+        return tasks
+
 
 class BenchmarkSettings(MeasureSettings):
     """Settings of a benchmark."""
@@ -58,7 +80,13 @@ class BenchmarkSettings(MeasureSettings):
     long_text: bool = True
     """On long texts, also measure recall by length, with perturbed texts, and against hard negatives."""
     output: str = "var/benchmark"
-    """Local directory of the results; an existing one is replaced."""
+    """Local directory of the results; one that a benchmark made before is replaced."""
+
+    @field_validator("models")
+    @classmethod
+    def _models_are_file_names(cls, models: dict[str, str]) -> dict[str, str]:
+        check_file_names(models)
+        return models
 
     @model_validator(mode="after")
     def _names_exist(self) -> Self:
