@@ -1,4 +1,4 @@
-"""The directory of a run: it holds the run's settings, so that a run with others does not mix into it."""
+"""Output directories of jobs: no job replaces what others made, nor mixes its files with those of other settings."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +10,24 @@ from longclip.errors import ConfigError
 from pipelines.common.settings import SettingsT, dump
 
 SETTINGS_FILE = "settings.yaml"
+
+
+def refuse_other_output(field: str, output: Path, is_own: Callable[[Path], bool]) -> None:
+    """Check that an output may be replaced: it does not exist, is an empty directory, or was made by the same job.
+
+    Args:
+        field: setting that names the output.
+        output: path of a directory.
+        is_own: whether a directory that is not empty was made by this job.
+
+    Raises:
+        ConfigError: it was not made by this job.
+    """
+    if not output.exists() or (output.is_dir() and (not any(output.iterdir()) or is_own(output))):
+        return
+    raise ConfigError(
+        f"{field}='{output}' exists and was not made by this job; choose another {field}, or remove it yourself"
+    )
 
 
 def claim_directory(

@@ -10,8 +10,9 @@ from longclip.files import whole_directory
 from pipelines.common.events import report
 from pipelines.common.progress import Progress
 from pipelines.common.rejected_rows import QUARANTINE, write_quarantine
+from pipelines.common.run_directory import refuse_other_output
 from pipelines.common.settings import dump
-from pipelines.common.storage import storage_path
+from pipelines.common.storage import local_path
 from pipelines.evaluation.measure_job import MeasureJob, measure_job
 from pipelines.evaluation.measured import write_ranks
 from pipelines.evaluation.report import render_html, render_markdown
@@ -26,10 +27,12 @@ def benchmark(settings: BenchmarkSettings) -> None:
 
     Raises:
         CheckpointError: a model cannot be read.
+        ConfigError: the output exists and is not a benchmark's.
         DataError: a task cannot be read, or too many of its rows are unusable.
     """
     progress = Progress("benchmark")
-    output = Path(storage_path("output", settings.output))
+    output = local_path("output", settings.output)
+    refuse_other_output("output", output, lambda directory: (directory / RESULTS).is_file())
     with measure_job(settings, output.parent) as job, whole_directory(output) as aside:
         results, rows, rejected = _measure_all(settings, job, aside)
         figures = {"settings": dump(settings), "results": flat_figures(results)}
