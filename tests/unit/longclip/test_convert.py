@@ -22,21 +22,6 @@ from longclip.weights.tensor_files import read_tensors
 from tests.support.tiny_clip import tiny_config
 from tests.support.weights import DIM, WIDTH, State, failure, openai_state, same_weights
 
-
-@pytest.fixture(scope="module")
-def openai() -> State:
-    return openai_state()
-
-
-@pytest.fixture(scope="module")
-def hugging_face_dir(openai: State, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same weights as a Hugging Face directory."""
-    folder = tmp_path_factory.mktemp("huggingface")
-    save_file(openai, folder / "openai.safetensors")
-    save_checkpoint(convert_checkpoint(folder / "openai.safetensors"), folder / "clip", {})
-    return folder / "clip"
-
-
 # --- against the official code ---
 
 

@@ -12,26 +12,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import BertConfig
 
-from longclip.checkpoint import load_checkpoint, save_checkpoint
+from longclip.checkpoint import load_checkpoint
 from longclip.convert import main
 from longclip.errors import CheckpointError, ConfigError, LongClipError
 from longclip.weights.reading import convert_checkpoint
 from tests.support.places import ROOT
-from tests.support.weights import WIDTH, State, failure, openai_state
-
-
-@pytest.fixture(scope="module")
-def openai() -> State:
-    return openai_state()
-
-
-@pytest.fixture(scope="module")
-def hugging_face_dir(openai: State, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same weights as a Hugging Face directory."""
-    folder = tmp_path_factory.mktemp("huggingface")
-    save_file(openai, folder / "openai.safetensors")
-    save_checkpoint(convert_checkpoint(folder / "openai.safetensors"), folder / "clip", {})
-    return folder / "clip"
+from tests.support.weights import WIDTH, State, failure
 
 
 class _RunsCode:
