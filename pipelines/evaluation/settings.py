@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -61,11 +61,11 @@ class MeasureSettings(Settings):
     cache: str = "~/.cache/longclip/models"
     """Directory for downloaded and converted models; on a cluster, one that all nodes share."""
 
-    @field_validator("tasks")
+    @field_validator("tasks", "models", check_fields=False)
     @classmethod
-    def _are_file_names(cls, tasks: dict[str, TaskSettings]) -> dict[str, TaskSettings]:
-        check_file_names(tasks)
-        return tasks
+    def _are_file_names(cls, named: dict[str, Any]) -> dict[str, Any]:
+        check_file_names(named)
+        return named
 
 
 class BenchmarkSettings(MeasureSettings):
@@ -81,12 +81,6 @@ class BenchmarkSettings(MeasureSettings):
     """On long texts, also measure recall by length, with perturbed texts, and against hard negatives."""
     output: str = "var/benchmark"
     """Local directory of the results; one that a benchmark made before is replaced."""
-
-    @field_validator("models")
-    @classmethod
-    def _models_are_file_names(cls, models: dict[str, str]) -> dict[str, str]:
-        check_file_names(models)
-        return models
 
     @model_validator(mode="after")
     def _names_exist(self) -> Self:
