@@ -3,7 +3,6 @@
 import asyncio
 import math
 import threading
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -128,33 +127,50 @@ async def test_a_wrong_number_of_results_is_an_error_not_a_hang() -> None:
     assert await batcher_of(Recorder()).submit([2]) == [4]
 
 
-def slow(numbers: list[int]) -> Sequence[int]:
-    """Takes a millisecond per unit of cost."""
-    time.sleep(sum(numbers) / 1000)
-    return numbers
+class Clock:
+    """Time that passes only in `work`, a millisecond per unit of cost."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def perf_counter(self) -> float:
+        return self.seconds
+
+    def work(self, numbers: list[int]) -> Sequence[int]:
+        self.seconds += sum(numbers) / 1000
+        return numbers
 
 
-async def test_requests_that_would_wait_too_long_are_refused_until_the_queue_shrinks() -> None:
-    batcher = batcher_of(slow, max_delay=0.8)
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr("serving.batching.time", clock)
+    return clock
+
+
+async def test_requests_that_would_wait_too_long_are_refused_until_the_queue_shrinks(clock: Clock) -> None:
+    batcher = batcher_of(clock.work, max_delay=0.8)
     assert batcher.delay == 0
     await batcher.submit([50])  # to measure the speed
     requests = [asyncio.create_task(batcher.submit([50] * 10)) for _ in range(4)]  # half a second each
-    await asyncio.sleep(0.01)
-    assert batcher.delay > 0.8
+    await asyncio.sleep(0)
+    assert batcher.delay == pytest.approx(1)
     for refused in requests[2:]:
         with pytest.raises(BacklogError) as error:
             await refused
-        assert 0 < error.value.excess < 2
+        assert error.value.excess == pytest.approx(0.2)
     assert await asyncio.gather(*requests[:2]) == [[50] * 10] * 2
     assert batcher.delay == 0
     assert await batcher.submit([1]) == [1]
 
 
-async def test_only_the_share_of_a_large_request_in_a_turn_counts_as_delay() -> None:
-    batcher = batcher_of(slow, max_delay=1)
+async def test_only_the_share_of_a_large_request_in_a_turn_counts_as_delay(clock: Clock) -> None:
+    batcher = batcher_of(clock.work, max_delay=1)
     await batcher.submit([5])
     large = asyncio.create_task(batcher.submit([5] * 1000))  # five seconds
-    await asyncio.sleep(0.01)
-    assert batcher.delay < 2 * 0.005 * (ITEMS_PER_REQUEST + BATCHES_PER_TURN * 100 / 5)
+    while batcher.waiting in (0, 1000):  # until its first turn has begun
+        await asyncio.sleep(0)
+    assert batcher.delay == pytest.approx(0.005 * (ITEMS_PER_REQUEST + BATCHES_PER_TURN * 100 / 5))
     assert await batcher.submit([3]) == [3]
+    assert not large.done()
     large.cancel()

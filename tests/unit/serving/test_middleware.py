@@ -22,16 +22,18 @@ KEYS = ("first-key-0123456789", "second-key-0123456789")
 
 
 def api_with(middleware: Any, **options: Any) -> FastAPI:
-    """An application that returns the size of a body once `api.state.gate` is set."""
+    """An application that returns the size of a body once `state.gate` is set; `state.arrived` counts bodies."""
     api = FastAPI()
     api.add_middleware(middleware, **options)
     install_handlers(api)
     api.state.gate = asyncio.Event()
     api.state.gate.set()
+    api.state.arrived = asyncio.Semaphore(0)
 
     @api.post("/v1/count")
     async def count(request: Request) -> int:
         size = len(await request.body())
+        api.state.arrived.release()
         await api.state.gate.wait()
         return size
 
@@ -79,7 +81,8 @@ async def test_excess_requests_are_refused_until_others_finish() -> None:
     api.state.gate.clear()
     async with client_of(api) as client:
         held = [asyncio.create_task(client.post("/v1/count", content=b"x" * 10)) for _ in range(2)]
-        await asyncio.sleep(0.01)
+        for _ in held:
+            await api.state.arrived.acquire()
         response = await client.post("/v1/count", content=b"x")
         assert (response.status_code, code_of(response)) == (429, "overloaded")
         assert response.headers["Retry-After"] == "1"
@@ -95,7 +98,7 @@ async def test_bytes_in_flight_are_limited_but_a_single_body_is_admitted() -> No
         for body, size in ((b"x" * 500, 500), (drip(1, 0), 1)):
             api.state.gate.clear()
             held = asyncio.create_task(client.post("/v1/count", content=body))
-            await asyncio.sleep(0.01)
+            await api.state.arrived.acquire()
             assert code_of(await client.post("/v1/count", content=b"x" * 11)) == "overloaded"
             api.state.gate.set()
             assert (await held).json() == size
