@@ -5,20 +5,23 @@ this library. `longclip.json` records the model's origin and the sha256 of every
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import AutoConfig, CLIPConfig, CLIPModel, CLIPTokenizer
+from transformers.utils import cached_file, logging
 
 from longclip.errors import CheckpointError, one_line
 from longclip.files import MANIFEST, file_sha256, whole_directory
-from longclip.images import CLIP_MEAN, CLIP_STD, ImageTransform
-from longclip.tokenizer import build_tokenizer
+from longclip.images import ImageTransform
+from longclip.tokenizer import build_tokenizer, load_tokenizer
 
 MANIFEST_VERSION = 1
+PROCESSOR = "preprocessor_config.json"
 
 SIGLIP_REASON = (
     "a SigLIP model is not a CLIP model: its text tower attends in both directions and is read at the last of a fixed"
@@ -50,10 +53,12 @@ def new_model(config: CLIPConfig) -> Checkpoint:
 def load_checkpoint(source: str | Path) -> Checkpoint:
     """Load a CLIP from a Hugging Face directory, or by its hub name if there is a network.
 
-    Only safetensors and JSON are read. The model is returned in float32 and evaluation mode.
+    Only safetensors and JSON are read. The model is returned in float32 and evaluation mode. A source without a
+    tokenizer has CLIP's own if its vocabulary has that size.
 
     Raises:
-        CheckpointError: there is nothing, it is not a CLIP, or its files are incomplete or damaged.
+        CheckpointError: there is nothing, it is not a CLIP, its files are incomplete or damaged, its weights are not
+            exactly those of its config, or its tokenizer or image processor does not fit.
     """
     source = str(source)
     path = Path(source)
@@ -65,17 +70,60 @@ def load_checkpoint(source: str | Path) -> Checkpoint:
             " `python -m longclip.convert`"
         )
     _read(source, "config.json", _require_clip)
-    model = _read(source, "weights", lambda name: CLIPModel.from_pretrained(name, use_safetensors=True))
-    tokenizer = _read(source, "tokenizer", CLIPTokenizer.from_pretrained)
-    tokenizer.model_max_length = model.config.text_config.max_position_embeddings
-    return Checkpoint(model.float().eval(), tokenizer, load_transform(source, model.config))
+    model = _read(source, "weights", _load_model)
+    text = model.config.text_config
+    tokenizer = _read(source, "tokenizer", lambda name: load_tokenizer(name, text.max_position_embeddings))
+    if len(tokenizer) != text.vocab_size:
+        raise CheckpointError(
+            f"checkpoint '{source}': its tokenizer has {len(tokenizer)} tokens, its embedding has {text.vocab_size}; add"
+            " the tokenizer files that belong to these weights"
+        )
+    return Checkpoint(model, tokenizer, _read(source, PROCESSOR, lambda name: load_transform(name, model.config)))
+
+
+def _load_model(source: str) -> CLIPModel:
+    # transformers draws missing weights at random and drops unknown ones, and reports both in its log only. The log is
+    # switched off meanwhile, because these are errors here.
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        model, loaded = CLIPModel.from_pretrained(
+            source, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    finally:
+        logging.set_verbosity(verbosity)
+    unknown = {name for name in loaded["unexpected_keys"] if not name.endswith(".position_ids")}
+    for names, problem in (
+        (loaded["missing_keys"], "are missing"),
+        (unknown, "are not part of a CLIP"),
+        ({name for name, *_ in loaded["mismatched_keys"]}, "do not have the shape that config.json requires"),
+    ):
+        if names:
+            raise CheckpointError(f"{len(names)} weights {problem}: {some(sorted(names))}")
+    model = model.float().eval()
+    require_finite(model.state_dict())
+    return model
+
+
+def require_finite(state: Mapping[str, Tensor]) -> None:
+    """Raise a `CheckpointError` that names up to three weights with NaN or infinite values, if there are any."""
+    wrong = [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]
+    if wrong:
+        raise CheckpointError(f"{len(wrong)} weights have NaN or infinite values: {some(wrong)}")
+
+
+def some(names: Iterable[str]) -> str:
+    """The first three names, for an error message."""
+    names = list(names)
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def _read(source: str, part: str, read: Any) -> Any:
     try:
         return read(source)
-    except CheckpointError:
-        raise
+    except CheckpointError as error:
+        prefix = f"checkpoint '{source}'"
+        raise error if str(error).startswith(prefix) else CheckpointError(f"{prefix}: {error}") from error
     except Exception as error:  # transformers, safetensors and the hub client share no base class
         reason = one_line(error)
         raise CheckpointError(f"checkpoint '{source}': cannot read its {part}: {reason}") from error
@@ -93,13 +141,19 @@ def _require_clip(source: str) -> None:
 
 
 def load_transform(source: str | Path, config: CLIPConfig) -> ImageTransform:
-    """The image transform of a Hugging Face directory; CLIP's if it has no `preprocessor_config.json`."""
+    """The image transform of a Hugging Face directory or hub name; CLIP's if it has no image processor.
+
+    Raises:
+        CheckpointError: it does something that the transform cannot do.
+    """
     size = config.vision_config.image_size
-    path = Path(source) / "preprocessor_config.json"
-    if not path.is_file():  # a hub name, or no such file: all published CLIPs have CLIP's constants
-        return ImageTransform(size, CLIP_MEAN, CLIP_STD)
-    saved = json.loads(path.read_text())
-    return ImageTransform(size, tuple(saved.get("image_mean") or CLIP_MEAN), tuple(saved.get("image_std") or CLIP_STD))
+    for name, part in (("processor_config.json", "image_processor"), (PROCESSOR, None)):
+        # None where the repository has no such file; a network that fails is an error.
+        file = cached_file(str(source), name, _raise_exceptions_for_missing_entries=False)
+        saved = json.loads(Path(file).read_text(encoding="utf-8")) if file else {}
+        if saved := saved.get(part) if part else saved:
+            return ImageTransform.from_processor_config(saved, size)
+    return ImageTransform(size)
 
 
 def save_checkpoint(
@@ -132,7 +186,7 @@ def write_checkpoint_files(
     checkpoint.tokenizer.model_max_length = checkpoint.context_length
     checkpoint.tokenizer.save_pretrained(directory)
     processor = json.dumps(checkpoint.transform.processor_config(), indent=2)
-    (directory / "preprocessor_config.json").write_text(processor + "\n")
+    (directory / PROCESSOR).write_text(processor + "\n")
     manifest = {
         "manifest_version": MANIFEST_VERSION,
         "context_length": checkpoint.context_length,

@@ -5,8 +5,10 @@ crop. Workers send uint8 pixels, a quarter of the bytes of float32; normalisatio
 """
 
 import io
+import math
 import threading
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +18,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from longclip.errors import ImageError
+from longclip.errors import CheckpointError, ImageError
 
 try:
     import simplejpeg
@@ -39,6 +41,8 @@ ORIENTATION = 0x0112
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+_CLIP_PROCESSORS = ("CLIPImageProcessor", "CLIPImageProcessorFast", "CLIPFeatureExtractor")
+"""Names under which releases of transformers saved the same image processor."""
 
 
 def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -184,6 +188,41 @@ class ImageTransform:
         mean = torch.tensor(self.mean, device=pixels.device) * 255
         std = torch.tensor(self.std, device=pixels.device) * 255
         return ((pixels.float() - mean) / std).permute(0, 3, 1, 2).contiguous()
+
+    @classmethod
+    def from_processor_config(cls, saved: Mapping[str, Any], image_size: int) -> "ImageTransform":
+        """The transform of a Hugging Face `preprocessor_config.json`; settings that it lacks are those of CLIP.
+
+        Args:
+            saved: the content of the file.
+            image_size: what the model's config requires.
+
+        Raises:
+            CheckpointError: it does something that this transform cannot do.
+        """
+        expected = cls(image_size).processor_config()
+        default_side = 224  # of transformers' CLIPImageProcessor
+        found = {**expected, "size": default_side, "crop_size": default_side}
+        found |= {name: value for name, value in saved.items() if value is not None}
+        if isinstance(found["size"], int):
+            found["size"] = {"shortest_edge": found["size"]}
+        if isinstance(found["crop_size"], int):
+            found["crop_size"] = {"height": found["crop_size"], "width": found["crop_size"]}
+        if found.get("feature_extractor_type", found["image_processor_type"]) in _CLIP_PROCESSORS:
+            found["image_processor_type"] = expected["image_processor_type"]
+        for name, value in found.items():
+            chosen = name in ("do_convert_rgb", "do_normalize", "image_mean", "image_std")
+            if chosen or not (name in expected or name.startswith("do_")):
+                continue
+            allowed = expected.get(name, False)
+            if not (value == allowed or (name == "rescale_factor" and abs(value * 255 - 1) < 1e-4)):
+                raise CheckpointError(f"its image processor has {name} = {value!r}; only {allowed!r} is supported")
+        if not found["do_normalize"]:
+            return cls(image_size, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+        mean, std = tuple(found["image_mean"]), tuple(found["image_std"])
+        if not (len(mean) == len(std) == 3 and all(map(math.isfinite, mean)) and min(std) > 0):
+            raise CheckpointError(f"its image processor has image_mean = {mean}, image_std = {std}; give three of each")
+        return cls(image_size, mean, std)
 
     def processor_config(self) -> dict[str, Any]:
         """The same transform as a Hugging Face `preprocessor_config.json`."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
 
+from longclip.checkpoint import require_finite, some
 from longclip.constants import END_TOKEN, START_TOKEN, VOCAB_SIZE
 from longclip.errors import CheckpointError
 from longclip.images import CLIP_MEAN, CLIP_STD
@@ -94,7 +95,7 @@ def build_model(state: StateDict, config: CLIPConfig) -> CLIPModel:
     """A CLIP in evaluation mode with these weights.
 
     Raises:
-        CheckpointError: weights are missing, unknown, or of a shape that contradicts the other weights.
+        CheckpointError: weights are missing, unknown, NaN, infinite, or of a shape that contradicts the other weights.
     """
     with torch.device("meta"):
         expected = CLIPModel(config).state_dict()
@@ -103,6 +104,7 @@ def build_model(state: StateDict, config: CLIPConfig) -> CLIPModel:
         if tensor.shape != expected[name].shape:
             shapes = f"{tuple(tensor.shape)}, the other weights require {tuple(expected[name].shape)}"
             raise CheckpointError(f"weight {name} has shape {shapes}")
+    require_finite(state)
     # Unlike CLIPModel(config), this does not draw random weights first, which takes 11 of 12 s for a ViT-L/14.
     return CLIPModel.from_pretrained(None, config=config, state_dict=dict(state)).eval()
 
@@ -142,9 +144,3 @@ def count_layers(state: StateDict, prefix: str) -> int:
     pattern = re.compile(re.escape(prefix) + r"(\d+)\.")
     # Distinct numbers, not the largest one: a gap shows up as missing weights, and a huge number costs nothing.
     return len({match[1] for match in map(pattern.match, state) if match})
-
-
-def some(names: Iterable[str]) -> str:
-    """The first three names, for an error message."""
-    names = list(names)
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
