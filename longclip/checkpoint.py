@@ -69,14 +69,20 @@ def load_checkpoint(source: str | Path) -> Checkpoint:
             f"checkpoint '{source}' {kind}; give a Hugging Face CLIP directory, or convert other weights with"
             " `python -m longclip.convert`"
         )
+    needed = ("config.json", "model.safetensors*")  # weights in several files have an index of that name
+    if path.is_dir() and (absent := [name for name in needed if not any(path.glob(name))]):
+        raise CheckpointError(
+            f"checkpoint '{source}' has no {absent[0].rstrip('*')}; convert open_clip directories and other weights"
+            f" with `python -m longclip.convert {source} <new directory>`"
+        )
     _read(source, "config.json", _require_clip)
     model = _read(source, "weights", _load_model)
     text = model.config.text_config
     tokenizer = _read(source, "tokenizer", lambda name: load_tokenizer(name, text.max_position_embeddings))
     if len(tokenizer) != text.vocab_size:
         raise CheckpointError(
-            f"checkpoint '{source}': its tokenizer has {len(tokenizer)} tokens, its embedding has {text.vocab_size}; add"
-            " the tokenizer files that belong to these weights"
+            f"checkpoint '{source}': its tokenizer has {len(tokenizer)} tokens, its embedding has {text.vocab_size};"
+            " add the tokenizer files that belong to these weights"
         )
     return Checkpoint(model, tokenizer, _read(source, PROCESSOR, lambda name: load_transform(name, model.config)))
 

@@ -50,7 +50,7 @@ def build_tokenizer(context_length: int) -> CLIPTokenizer:
 
 @lru_cache(maxsize=4)
 def load_tokenizer(source: str | None, context_length: int) -> CLIPTokenizer:
-    """The tokenizer of a checkpoint (directory or hub name), cached; the packaged one if `source` is None or has none."""
+    """The tokenizer of a checkpoint (directory or hub name), or the packaged one if `source` is None or has none."""
     if source is None:
         return build_tokenizer(context_length)
     tokenizer = CLIPTokenizer.from_pretrained(source)

@@ -12,7 +12,8 @@ from longclip.weights.shapes import Hints
 
 CONFIG = "config.json"
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
-TORCH_WEIGHTS = "pytorch_model.bin"
+OTHER_WEIGHTS = ("model.fp16.safetensors", "pytorch_model.bin", "pytorch_model.bin.index.json")
+"""Files that transformers reads only on request."""
 _TEXT_ENCODER = "clip_text_model"  # model_type of CLIPTextModel and CLIPTextModelWithProjection
 
 

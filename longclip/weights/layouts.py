@@ -8,7 +8,7 @@ from longclip.weights import long_clip
 from longclip.weights.openai import from_openai, own_float
 from longclip.weights.shapes import StateDict, some
 
-_WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel and torch.compile
+_WRAPPERS = ("module.", "_orig_mod.", "model.")  # DistributedDataParallel, torch.compile, Lightning
 
 
 def bare_names(state: StateDict) -> dict[str, Tensor]:
@@ -37,7 +37,11 @@ def detect_layout(state: StateDict) -> str:
     if any(name.startswith("visual.layer1.") for name in state):
         raise CheckpointError("a ResNet CLIP (RN50, ...) cannot be converted: Hugging Face CLIP has only ViT towers")
     if any(name.endswith((".head.probe", "_pool.probe", "_pool.latent")) for name in state):
-        raise CheckpointError(SIGLIP_REASON)
+        if "logit_bias" in state or any(name.startswith("vision_model.") for name in state):
+            raise CheckpointError(SIGLIP_REASON)
+        raise CheckpointError(
+            "its image tower pools with attention, as that of PE-Core does; the original CLIP reads the class token"
+        )
     if any(name.startswith(("visual.trunk.", "text.transformer.")) for name in state):
         raise CheckpointError(
             "an open_clip model with a timm or Hugging Face tower does not have the layout of the original CLIP"

@@ -80,17 +80,14 @@ def _second_image_tower(source: str | Path) -> ConfigError:
 
 def _find_weights(directory: Path) -> Path | None:
     """The weights file to read from a directory; None if transformers can load the directory itself."""
-    complete = (directory / hugging_face.CONFIG).is_file()
-    if complete and any((directory / name).is_file() for name in hugging_face.WEIGHTS):
-        weights = directory / hugging_face.WEIGHTS[0]
-        return weights if weights.is_file() and hugging_face.is_text_encoder(directory) else None
-    for name in (*open_clip.WEIGHTS, hugging_face.TORCH_WEIGHTS):
+    complete = (directory / hugging_face.CONFIG).is_file() and not hugging_face.is_text_encoder(directory)
+    for name in (*hugging_face.WEIGHTS, *open_clip.WEIGHTS, *hugging_face.OTHER_WEIGHTS):
         if (directory / name).is_file():
-            return directory / name
+            return None if complete and name in hugging_face.WEIGHTS else directory / name
     if complete:
         return None
-    names = ", ".join((hugging_face.WEIGHTS[0], *open_clip.WEIGHTS, hugging_face.TORCH_WEIGHTS))
-    raise CheckpointError(f"directory '{directory}' holds no weights; looked for {names}, or give the file itself")
+    names = ", ".join((*hugging_face.WEIGHTS, *open_clip.WEIGHTS, *hugging_face.OTHER_WEIGHTS))
+    raise CheckpointError(f"directory '{directory}' holds no weights; looked for {names}; give the file itself")
 
 
 def _read_hugging_face(source: str | Path, activation: str | None) -> Conversion:

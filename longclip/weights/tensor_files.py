@@ -1,13 +1,17 @@
 """Reading tensors from weights files without running any code in them."""
 
+import argparse
 import io
+import json
 import pickle
+import re
 import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -31,6 +35,18 @@ _READ_ERRORS = (
     zipfile.BadZipFile,
 )
 
+INDEX_SUFFIX = ".index.json"
+_SHARD = re.compile(r"-\d{5}-of-(\d{5})\.\w+$")
+
+_SCALAR = np.float64(0).__reduce__()[0]  # type: ignore[index]
+_PLAIN_DATA = [
+    argparse.Namespace,
+    np.dtype,
+    *(type(np.dtype(name)) for name in ("float64", "float32", "int64", "int32", "bool")),
+    *((_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+]
+"""Classes of the options and metrics in training checkpoints; they hold data, and loading them runs no code."""
+
 _STORAGE_TYPES = {
     "HalfStorage": torch.float16,
     "BFloat16Storage": torch.bfloat16,
@@ -48,12 +64,35 @@ _STORAGE_TYPES = {
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Tensors of a safetensors, PyTorch or TorchScript file by their names, on the CPU.
 
-    The first bytes determine the kind of file. A state dict may be nested in `state_dict` or `model`, as in training
-    checkpoints; values that are not tensors are ignored.
+    The first bytes determine the kind of file. A state dict may be nested in `state_dict`, `model_state_dict` or
+    `model`, as in training checkpoints; values that are not tensors are ignored. The index of a model in several files
+    stands for all of them.
 
     Raises:
-        CheckpointError: the file is none of these, damaged, or a pickle that holds more than plain data.
+        CheckpointError: the file is none of these, damaged, one of several, or a pickle that holds more than plain
+            data.
     """
+    if path.name.endswith(INDEX_SUFFIX):
+        return _read_shards(path)
+    if shard := _SHARD.search(path.name):
+        raise CheckpointError(
+            f"it is one of {int(shard[1])} files of a model; give their directory, or the file *{INDEX_SUFFIX} there"
+        )
+    return _read_file(path)
+
+
+def _read_shards(index: Path) -> dict[str, Tensor]:
+    try:
+        files = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        shards = {name: _read_file(index.parent / Path(name).name) for name in sorted(set(files.values()))}
+        return {weight: shards[name][weight] for weight, name in files.items()}
+    except FileNotFoundError as error:
+        raise CheckpointError(f"'{Path(str(error.filename)).name}', which it names, is missing") from error
+    except _READ_ERRORS as error:
+        raise CheckpointError(f"damaged index, or files that do not fit it: {_one_line(error)}") from error
+
+
+def _read_file(path: Path) -> dict[str, Tensor]:
     with open(path, "rb") as file:
         head = file.read(64)
     if head.startswith(_LFS_POINTER):
@@ -86,8 +125,9 @@ def _read_torch(path: Path, is_zip: bool) -> dict[str, Tensor]:
                 root, _, file = name.partition("/")
                 if file == "constants.pkl":  # only TorchScript has one
                     return dict(_module_tensors(_ModuleUnpickler(archive, f"{root}/").load()))
-    loaded = torch.load(path, map_location="cpu", weights_only=True)
-    for key in ("state_dict", "model"):
+    with torch.serialization.safe_globals(_PLAIN_DATA):
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    for key in ("state_dict", "model_state_dict", "model"):
         if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
             loaded = loaded[key]
     if not isinstance(loaded, Mapping):

@@ -2,9 +2,11 @@
 
 import json
 import shutil
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -110,7 +112,20 @@ WRITERS: dict[str, Callable[[State, Path], None]] = {
     "e.pth": lambda state, path: torch.save({"state_dict": _module_prefixed(state), "epoch": 1}, path),
     "f.pt": _save_custom_text,
     "g.pt": lambda state, path: save_file(_module_prefixed(state, "module._orig_mod."), path),
+    "h.pt": lambda state, path: torch.save({"model_state_dict": state, "args": Namespace(lr=1e-4, out="x")}, path),
+    "i.ckpt": lambda state, path: torch.save({"state_dict": _module_prefixed(state, "model.")} | METRICS, path),
+    "model.safetensors.index.json": lambda state, path: _save_shards(state, path, "safetensors", save_file),
+    "pytorch_model.bin.index.json": lambda state, path: _save_shards(state, path, "bin", torch.save),
 }
+METRICS = {"loss": np.float64(0.5), "best": np.float32(2), "step": np.int64(3), "done": np.bool_(True)}
+
+
+def _save_shards(state: State, index: Path, suffix: str, save: Callable[[State, Path], None]) -> None:
+    names = sorted(state)
+    files = [f"model-{number:05d}-of-00002.{suffix}" for number in (1, 2)]
+    for file, half in zip(files, (names[::2], names[1::2]), strict=True):
+        save({name: state[name] for name in half}, index.parent / file)
+    index.write_text(json.dumps({"weight_map": {name: files[place % 2] for place, name in enumerate(names)}}))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -134,6 +149,19 @@ def test_torchscript_reader_agrees_with_torch(openai: State, tmp_path: Path) -> 
     for name, tensor in expected.items():
         assert actual[name].dtype == tensor.dtype
         assert torch.equal(actual[name], tensor)
+
+
+@pytest.mark.parametrize("name", ["model.fp16.safetensors", "pytorch_model.bin.index.json"])
+def test_directories_whose_weights_transformers_does_not_look_for(
+    name: str, openai: State, hugging_face_dir: Path, tmp_path: Path
+) -> None:
+    state = to_huggingface(openai)
+    directory = shutil.copytree(hugging_face_dir, tmp_path / "clip")
+    (directory / "model.safetensors").unlink()
+    WRITERS.get(name, save_file)(state, directory / name)
+    assert same_weights(convert_checkpoint(directory), state)
+    with pytest.raises(CheckpointError, match=r"has no model\.safetensors; convert .*`python -m longclip\.convert "):
+        load_checkpoint(directory)
 
 
 def test_half_precision_becomes_float32(openai: State, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Conversion of foreign weights that must be refused: with one line, and without running what is in them."""
 
+import json
 import pickle
 import shutil
 import zipfile
@@ -104,6 +105,12 @@ STATES: dict[str, tuple[Callable[[State], State], str]] = {
     "no square grid": (lambda s: {**s, "visual.positional_embedding": torch.zeros(7, WIDTH)}, "not a square grid"),
     "other vocabulary": (lambda s: {**s, "token_embedding.weight": torch.zeros(100, WIDTH)}, "100 tokens"),
     "odd second table": (lambda s: {**s, "positional_embedding_res": torch.zeros(248, WIDTH)}, "differ"),
+    "PE-Core": (lambda s: {**s, "visual.attn_pool.probe": torch.zeros(1)}, "pools with attention, as that of PE-Core"),
+    "SigLIP": (
+        lambda s: {**s, "visual.attn_pool.probe": torch.zeros(1), "logit_bias": torch.zeros(1)},
+        "SigLIP model is not a CLIP",
+    ),
+    "NaN": (lambda s: {**s, "ln_final.bias": torch.full((WIDTH,), torch.nan)}, r"NaN or infinite.*final_layer_norm"),
     "no layers": (lambda s: {n: t for n, t in s.items() if "resblocks" not in n}, "missing"),
 }
 
@@ -155,6 +162,26 @@ def test_files_without_weights(case: str, tmp_path: Path, capsys: pytest.Capture
     assert status == CheckpointError.exit_code
     assert reason in message
     assert "a.pt" in message
+
+
+@pytest.mark.parametrize("kind", ["one alone", "one missing", "weight missing"])
+def test_incomplete_sets_of_weights_files(
+    kind: str, openai: State, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    index, shard = tmp_path / "model.safetensors.index.json", tmp_path / "model-00001-of-00002.safetensors"
+    save_file(_without(openai, "ln_final.bias"), shard)
+    files = dict.fromkeys(openai, shard.name)
+    if kind == "one missing":
+        files["ln_final.bias"] = "model-00002-of-00002.safetensors"
+    index.write_text(json.dumps({"weight_map": files}))
+    status, message = failure(capsys, shard if kind == "one alone" else index, tmp_path / "out")
+    assert status == CheckpointError.exit_code
+    expected = {
+        "one alone": "one of 2 files of a model; give their directory",
+        "one missing": "'model-00002-of-00002.safetensors', which it names, is missing",
+        "weight missing": "ln_final.bias",
+    }
+    assert expected[kind] in message
 
 
 def test_directories_without_a_clip_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
