@@ -39,7 +39,7 @@ INDEX_SUFFIX = ".index.json"
 _SHARD = re.compile(r"-\d{5}-of-(\d{5})\.\w+$")
 
 _SCALAR = np.float64(0).__reduce__()[0]  # type: ignore[index]
-_PLAIN_DATA = [
+_PLAIN_DATA: list[Any] = [
     argparse.Namespace,
     np.dtype,
     *(type(np.dtype(name)) for name in ("float64", "float32", "int64", "int32", "bool")),

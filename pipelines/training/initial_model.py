@@ -44,6 +44,8 @@ def initial_checkpoint(settings: FinetuneSettings) -> Checkpoint:
         table = text_positions(model)
         replace_positions(model, interpolate_positions(table, kept + (len(table) - kept) * factor))
         checkpoint.tokenizer.model_max_length = checkpoint.context_length
+    elif architecture is None and checkpoint.context_length > CLIP_CONTEXT_LENGTH:  # as after its stretch
+        freeze_kept_positions(model, kept)
     if settings.optim.logit_scale is not None:
         model.logit_scale.data.fill_(settings.optim.logit_scale).log_()
     _lock(model, settings.model)

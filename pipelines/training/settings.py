@@ -84,7 +84,8 @@ class Model(Settings):
     positions: Literal["stretch", "interpolate", "keep"] = "stretch"
     """How text positions grow: knowledge-preserving stretch, plain interpolation to the same length, or not at all."""
     kept_positions: int = Field(20, ge=0)
-    """First positions that the stretch keeps; they are frozen during training."""
+    """First positions that the stretch keeps. They are frozen during training, also of a model that is stretched
+    already."""
     stretch_factor: PositiveInt = 4
     """Factor by which the other positions are stretched: 20 + (77 - 20) * 4 = 248."""
     lock_image: bool = False

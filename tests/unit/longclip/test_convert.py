@@ -104,6 +104,7 @@ def _save_custom_text(state: State, path: Path) -> None:
     torch.save({"epoch": 3, "name": "run", "state_dict": _module_prefixed(named)}, path)
 
 
+METRICS = {"loss": np.float64(0.5), "best": np.float32(2), "step": np.int64(3), "done": np.bool_(True)}
 WRITERS: dict[str, Callable[[State, Path], None]] = {
     "a.safetensors": lambda state, path: save_file({**state, "context_length": torch.tensor(77)}, path),
     "b.pt": lambda state, path: torch.save({**state, "input_resolution": 16, "vocab_size": torch.tensor(49408)}, path),
@@ -117,7 +118,6 @@ WRITERS: dict[str, Callable[[State, Path], None]] = {
     "model.safetensors.index.json": lambda state, path: _save_shards(state, path, "safetensors", save_file),
     "pytorch_model.bin.index.json": lambda state, path: _save_shards(state, path, "bin", torch.save),
 }
-METRICS = {"loss": np.float64(0.5), "best": np.float32(2), "step": np.int64(3), "done": np.bool_(True)}
 
 
 def _save_shards(state: State, index: Path, suffix: str, save: Callable[[State, Path], None]) -> None:
