@@ -4,6 +4,7 @@
 this library. `longclip.json` records the model's origin and the sha256 of every other file.
 """
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -69,13 +70,9 @@ def load_checkpoint(source: str | Path) -> Checkpoint:
             f"checkpoint '{source}' {kind}; give a Hugging Face CLIP directory, or convert other weights with"
             " `python -m longclip.convert`"
         )
-    needed = ("config.json", "model.safetensors*")  # weights in several files have an index of that name
-    if path.is_dir() and (absent := [name for name in needed if not any(path.glob(name))]):
-        raise CheckpointError(
-            f"checkpoint '{source}' has no {absent[0].rstrip('*')}; convert open_clip directories and other weights"
-            f" with `python -m longclip.convert {source} <new directory>`"
-        )
+    _require_file(path, source, "config.json")
     _read(source, "config.json", _require_clip)
+    _require_file(path, source, "model.safetensors*")  # weights in several files have an index of that name
     model = _read(source, "weights", _load_model)
     text = model.config.text_config
     tokenizer = _read(source, "tokenizer", lambda name: load_tokenizer(name, text.max_position_embeddings))
@@ -85,6 +82,14 @@ def load_checkpoint(source: str | Path) -> Checkpoint:
             " add the tokenizer files that belong to these weights"
         )
     return Checkpoint(model, tokenizer, _read(source, PROCESSOR, lambda name: load_transform(name, model.config)))
+
+
+def _require_file(path: Path, source: str, pattern: str) -> None:
+    if path.is_dir() and not any(path.glob(pattern)):
+        raise CheckpointError(
+            f"checkpoint '{source}' has no {pattern.rstrip('*')}; convert open_clip directories and other weights with"
+            f" `python -m longclip.convert {source} <new directory>`"
+        )
 
 
 def _load_model(source: str) -> CLIPModel:
@@ -240,5 +245,10 @@ def _first_difference(directory: Path, manifest_sha256: str | None) -> str | Non
 
 
 def checkpoint_id(directory: str | Path) -> str:
-    """Identifies a checkpoint's content: the first 16 hex digits of the sha256 of its weights."""
-    return file_sha256(Path(directory) / "model.safetensors")[:16]
+    """Identifies what a checkpoint computes: 16 hex digits of a sha256 over its weights, config, tokenizer and image
+    processor."""
+    config = json.loads((Path(directory) / "config.json").read_text(encoding="utf-8"))
+    config = {name: value for name, value in config.items() if name not in ("transformers_version", "_name_or_path")}
+    files = [Path(directory) / name for name in ("model.safetensors", "tokenizer.json", PROCESSOR)]
+    hashes = [file_sha256(file) if file.is_file() else None for file in files]
+    return hashlib.sha256(json.dumps([config, hashes], sort_keys=True).encode()).hexdigest()[:16]

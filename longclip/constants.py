@@ -3,7 +3,7 @@
 This module imports no other package, so a command can print its help before torch is loaded.
 """
 
-from typing import Literal
+from typing import Literal, get_args
 
 CLIP_CONTEXT_LENGTH = 77
 """Tokens that CLIP reads, start and end token included."""
@@ -20,7 +20,8 @@ LONG_CLIP_CONTEXT_LENGTH = KEPT_POSITIONS + (CLIP_CONTEXT_LENGTH - KEPT_POSITION
 VOCAB_SIZE = 49408
 START_TOKEN, END_TOKEN = 49406, 49407
 
-ACTIVATIONS = ("quick_gelu", "gelu")
+Activation = Literal["quick_gelu", "gelu"]
+ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
 """Activations of CLIP models: of OpenAI's and Long-CLIP's, and of most that open_clip trained."""
 
 Scope = Literal["global", "local"]

@@ -49,7 +49,7 @@ def _measure_all(
     settings: BenchmarkSettings, job: MeasureJob, output: Path
 ) -> tuple[list[dict[str, Any]], int, dict[str, str]]:
     """Results of all tasks, number of rows, and rejected rows; writes one JSON per task, and ranks, to `output`."""
-    models = {name: job.model(source) for name, source in settings.models.items()}
+    models = {name: job.model(source, settings.activations.get(name)) for name, source in settings.models.items()}
     base = settings.base or next(iter(models))
     results: list[dict[str, Any]] = []
     rejected: dict[str, str] = {}

@@ -26,9 +26,9 @@ class MeasureJob:
         self.settings, self.tasks, self.scratch, self.tracking_uri = settings, tasks, scratch, tracking_uri
         self.cache = cache
 
-    def model(self, source: str) -> str:
+    def model(self, source: str, activation: str | None = None) -> str:
         """Local directory of a model by any of its names (see `local_model`)."""
-        return local_model(source, self.cache, self.tracking_uri)
+        return local_model(source, self.cache, self.tracking_uri, activation)
 
     def measure(self, model: str, task: Task, long_text: bool = False) -> Measured:
         """Measure a model, in a directory from `self.model`, on a task."""

@@ -6,6 +6,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from longclip.constants import Activation
 from pipelines.common.settings import Settings
 from pipelines.common.storage import Storage
 from pipelines.common.workers import Workers
@@ -73,6 +74,9 @@ class BenchmarkSettings(MeasureSettings):
 
     models: dict[str, str] = Field(min_length=1)
     """Models by their name in the report."""
+    activations: dict[str, Activation] = Field(default={})
+    """Activation (quick_gelu, gelu) of models given as weights files, by their name. Without it, and without a config
+    next to the weights, quick_gelu is assumed with a warning."""
     base: str | None = None
     """Model that the others are compared with, query by query; null for the first one."""
     paper_figures: dict[str, str] = Field(default={})
@@ -86,6 +90,7 @@ class BenchmarkSettings(MeasureSettings):
     def _names_exist(self) -> Self:
         for field, names, known in (
             ("base", [self.base] if self.base else [], self.models),
+            ("activations", list(self.activations), self.models),
             ("paper_figures", list(self.paper_figures), self.models),
             ("paper_figures", list(self.paper_figures.values()), paper_figures()),
         ):

@@ -39,7 +39,7 @@ def embed(settings: EmbedSettings) -> None:
     index = output_path("output", storage_path("output", settings.output), settings.storage)
     cache = local_path("cache", settings.cache)
     registry = tracking_uri(Path(index.path).parent if is_local(index) else cache)
-    model = local_model(settings.model, cache, registry)
+    model = local_model(settings.model, cache, registry, settings.activation)
     checkpoint = load_checkpoint(model)
     identity = checkpoint_id(model)
     corpus = _corpus(settings, settings.input, checkpoint, model, identity) if settings.input else None

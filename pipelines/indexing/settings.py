@@ -2,6 +2,7 @@
 
 from pydantic import Field, PositiveInt
 
+from longclip.constants import Activation
 from pipelines.common.columns import Columns
 from pipelines.common.settings import Settings
 from pipelines.common.storage import Storage
@@ -28,6 +29,9 @@ class EmbedSettings(PublishSettings):
     """Parquet file, directory or URI with images and captions; not needed to delete items."""
     model: str
     """Checkpoint directory, models:/NAME/VERSION, models:/NAME@ALIAS, or a file of official weights."""
+    activation: Activation | None = None
+    """Activation (quick_gelu, gelu) of a weights file without a config next to it; null assumes quick_gelu with a
+    warning."""
     output: str = "var/index"
     """Directory or URI of the index. Its items are kept, unless the input has other ones with the same ids."""
     columns: Columns = Columns()

@@ -1,16 +1,23 @@
 """Local copies of models: registered versions are downloaded, files of weights are converted."""
 
 import hashlib
+import json
 from pathlib import Path
 
-from longclip.checkpoint import save_checkpoint, verify_checkpoint
-from longclip.files import file_sha256
+from longclip.checkpoint import PROCESSOR, save_checkpoint, verify_checkpoint
+from longclip.files import MANIFEST, file_sha256
 from longclip.model_uri import is_model_uri
-from longclip.weights.reading import convert_checkpoint
+from longclip.weights import hugging_face, open_clip
+from longclip.weights.reading import read_source
+from pipelines.common.events import warn
 from pipelines.registry.versions import download_checkpoint, resolve_version
 
+SIDE_FILES = (hugging_face.CONFIG, open_clip.CONFIG, PROCESSOR)
+CONVERSION = 1
+"""To be increased when the same source is converted to another checkpoint."""
 
-def local_model(source: str, cache: Path, tracking_uri: str) -> str:
+
+def local_model(source: str, cache: Path, tracking_uri: str, activation: str | None = None) -> str:
     """A directory or hub name that `load_checkpoint` accepts, for any way of naming a model.
 
     Args:
@@ -18,9 +25,12 @@ def local_model(source: str, cache: Path, tracking_uri: str) -> str:
             `longclip.convert_checkpoint` reads.
         cache: directory for downloaded and converted models; on a cluster, one that all nodes see.
         tracking_uri: registry of `models:/`.
+        activation: `quick_gelu` or `gelu`, of a weights file without a config next to it; None assumes the former and
+            warns.
 
     Raises:
         CheckpointError: the model does not exist or is not a CLIP model.
+        ConfigError: the config of the weights contradicts `activation`.
     """
     if is_model_uri(source):
         version = resolve_version(tracking_uri, source)
@@ -32,9 +42,29 @@ def local_model(source: str, cache: Path, tracking_uri: str) -> str:
             download_checkpoint(tracking_uri, version.uri, directory)
         return str(directory)
     path = Path(source).expanduser()
-    if path.is_file():
-        directory = cache / "converted" / file_sha256(path)[:16]
-        if not directory.is_dir():
-            save_checkpoint(convert_checkpoint(path), directory, {"origin": str(path)})
-        return str(directory)
-    return source
+    return str(_converted(path, cache, activation)) if path.is_file() else source
+
+
+def assumed_activation(model: str) -> str | None:
+    """The activation of a model from `local_model` if nothing said it when the model was converted."""
+    manifest = Path(model) / MANIFEST
+    metadata = json.loads(manifest.read_text())["metadata"] if manifest.is_file() else {}
+    return metadata.get("assumed_activation")
+
+
+def _converted(weights: Path, cache: Path, activation: str | None) -> Path:
+    # The result depends on the files beside the weights too.
+    files = [weights, *(file for name in SIDE_FILES if (file := weights.parent / name).is_file())]
+    content = [[file.name, file_sha256(file)] for file in files[1:]]
+    key = hashlib.sha256(json.dumps([CONVERSION, activation, file_sha256(weights), content]).encode()).hexdigest()[:16]
+    directory = cache / "converted" / key
+    if directory.is_dir():
+        verify_checkpoint(directory)
+    else:
+        conversion = read_source(weights, activation)
+        chosen = conversion.checkpoint.model.config.text_config.hidden_act
+        assumed = chosen if conversion.activation_assumed else None
+        save_checkpoint(conversion.checkpoint, directory, {"origin": str(weights), "assumed_activation": assumed})
+    if assumed := assumed_activation(str(directory)):
+        warn(f"'{weights}' does not say its activation; {assumed} is assumed, see the setting for activations")
+    return directory

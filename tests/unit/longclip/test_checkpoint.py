@@ -58,7 +58,28 @@ def test_manifest(tiny_checkpoint_dir: Path) -> None:
     others = {file.name for file in tiny_checkpoint_dir.iterdir()} - {MANIFEST}
     assert "model.safetensors" in others
     assert manifest["sha256"] == {name: file_sha256(tiny_checkpoint_dir / name) for name in others}
-    assert checkpoint_id(tiny_checkpoint_dir) == manifest["sha256"]["model.safetensors"][:16]
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [
+        ("config.json", b"quick_gelu", b"gelu"),
+        ("tokenizer.json", b'"dog"', b'"dgo"'),
+        ("preprocessor_config.json", b"0.4", b"0.5"),
+        ("model.safetensors", b"", b"\0"),
+    ],
+)
+def test_checkpoint_id_depends_on_what_is_computed(
+    file: str, old: bytes, new: bytes, tiny_checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    for name in ("a", "b"):
+        save_checkpoint(tiny_checkpoint, tmp_path / name, {"run": name})
+    assert checkpoint_id(tmp_path / "a") == checkpoint_id(tmp_path / "b")
+    path = tmp_path / "b" / file
+    content = path.read_bytes()
+    path.write_bytes(content.replace(old, new) if old else content + new)
+    assert path.read_bytes() != content
+    assert checkpoint_id(tmp_path / "a") != checkpoint_id(tmp_path / "b")
 
 
 def test_checkpoint_replaces_an_earlier_one_completely(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:

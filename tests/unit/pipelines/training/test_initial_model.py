@@ -35,5 +35,7 @@ def test_kept_positions_are_frozen(
     clip = initial_checkpoint(FinetuneSettings.model_validate({"input": "x", "model": model})).model
     positions = clip.text_model.embeddings.position_embedding
     positions(torch.arange(60).unsqueeze(0)).sum().backward()
-    trained = text_positions(clip).grad.abs().sum(1) > 0
+    gradient = text_positions(clip).grad
+    assert gradient is not None
+    trained = gradient.abs().sum(1) > 0
     assert trained[:60].tolist() == [False] * frozen + [True] * (60 - frozen)
