@@ -69,9 +69,9 @@ def use_long_clip(
     """Make a diffusers pipeline read prompts as long as a checkpoint's context.
 
     For pipelines with CLIP text encoders: Stable Diffusion 1.x (CLIP-L) and 2.x (OpenCLIP-H without its last layer),
-    SDXL (CLIP-L and bigG, pooled output included), Flux (CLIP-L, pooled output). Negative prompts and the empty prompt
-    of classifier-free guidance get the same length. Longer prompts cause a warning with their token
-    count. Call this before offloading and before loading textual inversions. Weights get the dtype and device of those
+    SDXL and SD3 (CLIP-L and bigG, pooled output included), Flux (CLIP-L, pooled output). Negative prompts and the empty
+    prompt of classifier-free guidance get the same length. Longer prompts cause a warning with their token count. Call
+    this before offloading and before loading LoRAs and textual inversions. Weights get the dtype and device of those
     that they replace.
 
     Args:
@@ -122,6 +122,8 @@ def _require_usable(pipeline: Any, places: Sequence[str], checkpoint_2: object) 
         encoder, tokenizer = getattr(pipeline, place), getattr(pipeline, _PLACES[place][0])
         if hasattr(encoder, "_hf_hook"):
             raise ConfigError(f"{place} of {name} is offloaded; call use_long_clip before enabling that")
+        if any("lora_" in part for part, _ in encoder.named_modules()):
+            raise ConfigError(f"{place} of {name} has a LoRA, which would be lost; load it after use_long_clip")
         if len(tokenizer) != encoder.config.vocab_size:
             raise ConfigError(
                 f"{place} of {name} reads {encoder.config.vocab_size} tokens, its tokenizer has {len(tokenizer)};"

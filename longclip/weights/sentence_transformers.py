@@ -10,6 +10,7 @@ MODULES = "modules.json"
 _MODULE = "0_CLIPModel"
 # The class name that every release since 2.0 knows; 6.2 maps it to the module that replaced it.
 _MODULE_TYPE = "sentence_transformers.models.CLIPModel"
+_NORMALIZE, _NORMALIZE_TYPE = "1_Normalize", "sentence_transformers.models.Normalize"
 
 
 def clip_module(directory: Path) -> Path:
@@ -36,12 +37,16 @@ def clip_module(directory: Path) -> Path:
 
 
 def write(checkpoint: Checkpoint, directory: Path) -> str:
-    """Write a model with one module, whose directory is a complete Hugging Face CLIP.
+    """Write a model of unit vectors; the directory of its first module is a complete Hugging Face CLIP.
 
     Returns:
         How to load it.
     """
     save_checkpoint(checkpoint, directory / _MODULE, {"origin": "export"})
-    modules = [{"idx": 0, "name": "0", "path": _MODULE, "type": _MODULE_TYPE}]
+    (directory / _NORMALIZE).mkdir()  # has no settings
+    kinds = ((_MODULE, _MODULE_TYPE), (_NORMALIZE, _NORMALIZE_TYPE))
+    modules = [
+        {"idx": place, "name": str(place), "path": path, "type": kind} for place, (path, kind) in enumerate(kinds)
+    ]
     (directory / MODULES).write_text(json.dumps(modules, indent=2) + "\n")
     return 'SentenceTransformer("{path}")'

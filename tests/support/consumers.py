@@ -93,14 +93,17 @@ def through_transformers(checkpoint: Checkpoint, folder: Path) -> Embeddings:
 
 
 def through_sentence_transformers(checkpoint: Checkpoint, folder: Path) -> Embeddings:
-    """Its own tokenization and image processing as well."""
+    """Its own tokenization, image processing and normalisation as well."""
     export_checkpoint(checkpoint, "sentence-transformers", folder / "exported")
     model = SentenceTransformer(str(folder / "exported"), device="cpu")
     assert model.max_seq_length == checkpoint.context_length
-    return {
+    embeddings = {
         "text_embeds": model.encode(TEXTS, convert_to_tensor=True),
         "image_embeds": model.encode([PICTURE], convert_to_tensor=True),
     }
+    for vectors in embeddings.values():
+        torch.testing.assert_close(vectors.norm(dim=1), torch.ones(len(vectors)))
+    return embeddings
 
 
 def through_onnxruntime(checkpoint: Checkpoint, folder: Path) -> Embeddings:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from longclip.checkpoint import save_checkpoint
 from longclip.diffusion import use_long_clip
@@ -144,6 +145,11 @@ def test_pipelines_that_cannot_be_changed(tmp_path: Path) -> None:
     pipeline.tokenizer.add_tokens(["<my-cat>"])
     with pytest.raises(ConfigError, match="49408 tokens, its tokenizer has 49409; load textual inversions after"):
         use_long_clip(pipeline, checkpoint)
+    pipeline = stable_diffusion()
+    pipeline.text_encoder.lora_A = nn.Linear(1, 1)
+    with pytest.raises(ConfigError, match=r"text_encoder of .* has a LoRA, which would be lost; load it after"):
+        use_long_clip(pipeline, checkpoint)
+    pipeline = stable_diffusion()
     pipeline.text_encoder._hf_hook = object()
     with pytest.raises(ConfigError, match="offloaded; call use_long_clip before"):
         use_long_clip(pipeline, checkpoint)
