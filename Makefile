@@ -38,20 +38,23 @@ $(ENVIRONMENT): pyproject.toml constraints.txt
 demo: install
 	$(VENV)/bin/python pipelines/demo.py --set serve=$(if $(filter 0,$(SERVE)),false,true) --set port=$(PORT)
 
-# Unit tests start no Ray, so they run in two processes and in random order; pytest prints the seed
-# (pytest --randomly-seed=N repeats it). The system tests run even if unit tests fail.
+# Files are shared among two processes, because most tests wait for Ray more than they compute. Unit tests start no Ray
+# and run in random order; pytest prints the seed (pytest --randomly-seed=N repeats it). The system tests run even if
+# unit tests fail.
+PYTEST := $(VENV)/bin/python -m pytest --durations=30 -n 2 --dist loadfile
+
 test: install
 ifdef TESTS
 	$(VENV)/bin/python -m pytest $(TESTS)
 else
 	status=0; \
-	$(VENV)/bin/python -m pytest --durations=30 -n 2 --dist loadfile tests/unit || status=$$?; \
-	$(VENV)/bin/python -m pytest --durations=30 -p no:randomly tests/system || status=$$?; \
+	$(PYTEST) tests/unit || status=$$?; \
+	$(PYTEST) -p no:randomly tests/system || status=$$?; \
 	exit $$status
 endif
 
 test-faults: install
-	$(VENV)/bin/python -m pytest --durations=30 -p no:randomly tests/faults
+	$(PYTEST) -p no:randomly tests/faults
 
 lint: install
 	$(VENV)/bin/ruff check .
