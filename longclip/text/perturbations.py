@@ -15,7 +15,7 @@ from itertools import combinations
 from typing import TYPE_CHECKING
 
 from longclip.constants import CLIP_CONTEXT_LENGTH, LONG_CLIP_CONTEXT_LENGTH
-from longclip.text.sentences import split_sentences
+from longclip.text.sentences import split_sentences, tidy
 from longclip.text.summaries import Summarizer, drawn_by, drop_first
 
 if TYPE_CHECKING:  # transformers takes seconds to import, and only the tokenizer's type is needed
@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # transformers takes seconds to import, and only the tokenize
 
 def shuffle_sentences(caption: str, key: str) -> str:
     """All sentences in a random order that the key seeds."""
-    sentences = split_sentences(caption)
+    sentences = [tidy(sentence) for sentence in split_sentences(caption)]
     drawn_by(caption, key).shuffle(sentences)
     return " ".join(sentences)
 

@@ -2,17 +2,17 @@
 
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 
-_SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[\"'(\[]?[A-Z0-9])")
-_ABBREVIATION = re.compile(r"\b(?:Mr|Mrs|Ms|Dr|St|No|vs|etc|e\.g|i\.e|approx|[A-Z])\.$")
+from longclip.text.boundaries import boundaries
+from longclip.text.word_lists import word_set
+
 _ENDED = re.compile(r"[.!?][\"')\]]*$")
 _FIRST_LETTER = re.compile(r"[^\W_]")
 _WORD = re.compile(r"[a-z0-9]+(?:['-][a-z0-9]+)*")
-_STOP_WORDS = frozenset(
-    _WORD.findall(
-        "a an and are as at be been being but by for from had has have he her his i in into is it its of on one or"
-        " over she some than that the their them there these they this those to two under was were which while who with"
-    )
+_STOP_WORDS = word_set(
+    "a an and are as at be been being but by for from had has have he her his i in into is it its of on one or over she"
+    " some than that the their them there these they this those to two under was were which while who with"
 )
 
 
@@ -27,7 +27,7 @@ def caption_text(cell: str | Sequence[str | None] | None) -> str:
     """
     if cell is None or isinstance(cell, str):
         return cell or ""
-    captions = [" ".join(caption.split()) for caption in cell if caption]
+    captions = [tidy(caption) for caption in cell if caption]
     captions = [caption for caption in captions if caption]
     return captions[0] if len(captions) == 1 else " ".join(map(_as_sentence, captions))
 
@@ -39,14 +39,14 @@ def _as_sentence(caption: str) -> str:
 
 
 def split_sentences(caption: str) -> list[str]:
-    """Sentences of a caption, stripped, none empty; common abbreviations do not end one."""
-    sentences: list[str] = []
-    for piece in _SENTENCE_END.split(" ".join(caption.split())):
-        if sentences and _ABBREVIATION.search(sentences[-1]):
-            sentences[-1] += f" {piece}"
-        elif piece:
-            sentences.append(piece)
-    return sentences
+    """A caption cut into its sentences, each with the white space around it: joined, they are the caption."""
+    places = [0, *boundaries(caption), len(caption)]
+    return [caption[start:end] for start, end in pairwise(places)] if caption else []
+
+
+def tidy(text: str) -> str:
+    """The text with single spaces between its words, and none around it."""
+    return " ".join(text.split())
 
 
 def words(text: str) -> list[str]:

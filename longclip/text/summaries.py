@@ -2,16 +2,20 @@
 
 A strategy takes a caption and a key (usually the row's id) and returns a short text. Random strategies are seeded by
 the key, so a rerun on any number of workers gives the same summaries.
+
+For a caption with words no summary is empty or a mere number, and none of a caption of several sentences is all of it.
+Summaries are cut to CLIP's 77 tokens, see `longclip.text.shortening`; only `drop_first` gives longer ones on purpose.
 """
 
 import hashlib
-import math
 import random
-from collections import Counter
+import re
 from collections.abc import Callable
 from typing import Literal, get_args
 
-from longclip.text.sentences import content_words, split_sentences
+from longclip.text.salience import most_salient
+from longclip.text.sentences import split_sentences, tidy
+from longclip.text.shortening import shortened
 
 Strategy = Literal["first_sentence", "extractive", "drop_first", "random_sentences"]
 Summarizer = Callable[[str, str], str]
@@ -19,40 +23,48 @@ Summarizer = Callable[[str, str], str]
 
 STRATEGIES: tuple[str, ...] = get_args(Strategy)
 
+_HAS_WORD = re.compile(r"[^\W\d_]{2}|[^\W\d_a-zA-Z]")
+
+
+def summary_sentences(caption: str) -> list[str]:
+    """The sentences that a summary may consist of: those with a word; if none has one, the whole caption."""
+    sentences = [tidy(piece) for piece in split_sentences(caption) if _HAS_WORD.search(piece)]
+    return sentences or [tidy(caption)]
+
 
 def first_sentence(caption: str, key: str) -> str:
-    """Everything before the first ". ", exactly as the official training code cuts it."""
-    return caption.split(". ")[0]
+    """The official training code's summary, everything before the first ". ", where a sentence ends there.
+
+    Where none does ("Mt. Fuji", "1. A cat"), and where that would be all of a caption of several sentences, it is the
+    first sentence.
+    """
+    official = caption.split(". ")[0]
+    pieces = split_sentences(caption)
+    rest = caption[len(official) + 1 :].lstrip()
+    ends = {0}
+    for piece in reversed(pieces[1:]):
+        ends.add(max(ends) + len(piece))
+    if len(rest) in ends and (rest or len(pieces) < 2) and _HAS_WORD.search(official):
+        return shortened(tidy(official))
+    return shortened(summary_sentences(caption)[0].removesuffix("."))
 
 
 def extractive(caption: str, key: str) -> str:
-    """The sentence whose content words are most similar (cosine) to the whole caption's; the first of equal ones."""
-    sentences = split_sentences(caption)
-    if len(sentences) < 2:
-        return caption.strip()
-    whole = Counter(content_words(caption))
-
-    def centrality(sentence: str) -> float:
-        counts = Counter(content_words(sentence))
-        norm = math.sqrt(sum(count * count for count in counts.values()))
-        return sum(count * whole[word] for word, count in counts.items()) / norm if norm else 0.0
-
-    return max(sentences, key=centrality)
+    """The sentence that best says what the picture is of, see `longclip.text.salience`."""
+    return shortened(most_salient(summary_sentences(caption)))
 
 
 def drop_first(caption: str, key: str) -> str:
     """The caption without its first sentence: training on it keeps the first sentence from being a shortcut."""
-    sentences = split_sentences(caption)
-    return " ".join(sentences[1:]) or caption.strip()
+    rest = tidy("".join(split_sentences(caption)[1:]))
+    return rest if _HAS_WORD.search(rest) else shortened(summary_sentences(caption)[0])
 
 
 def random_sentences(caption: str, key: str, count: int = 2) -> str:
-    """`count` random sentences, seeded by the key, in the caption's order."""
-    sentences = split_sentences(caption)
-    if len(sentences) <= count:
-        return caption.strip()
-    chosen = sorted(drawn_by(caption, key).sample(range(len(sentences)), count))
-    return " ".join(sentences[index] for index in chosen)
+    """`count` random sentences, seeded by the key, in the caption's order; never all of several."""
+    sentences = summary_sentences(caption)
+    chosen = drawn_by(caption, key).sample(range(len(sentences)), max(1, min(count, len(sentences) - 1)))
+    return shortened(" ".join(sentences[index] for index in sorted(chosen)))
 
 
 def drawn_by(caption: str, key: str) -> random.Random:

@@ -12,7 +12,8 @@ from transformers import AutoModel, AutoTokenizer
 from transformers.utils import cached_file
 
 from longclip.errors import CheckpointError, ConfigError
-from longclip.text.sentences import split_sentences
+from longclip.text.shortening import shortened
+from longclip.text.summaries import summary_sentences
 from pipelines.data.summaries.model_loading import in_batches, load_model, model_source, reading
 from pipelines.data.summaries.settings import Embedding
 
@@ -37,16 +38,17 @@ class EmbeddingSummaries:
         self.model = load_model(AutoModel, "embedding.model", source)
 
     def __call__(self, captions: Sequence[str], keys: Sequence[str]) -> list[str]:
-        """A summary of each caption; a caption without more sentences than a summary is returned unchanged."""
-        parts = [split_sentences(caption) for caption in captions]
-        sentences = sorted({sentence for part in parts for sentence in part if len(part) > self.settings.sentences})
+        """A summary of each caption, cut to CLIP's 77 tokens; never all of several sentences."""
+        parts = [summary_sentences(caption) for caption in captions]
+        sentences = sorted({sentence for part in parts for sentence in part if len(part) > 1})
         embeddings = dict(zip(sentences, self.embed(sentences), strict=True))
-        return [
-            " ".join(central(part, torch.stack([embeddings[sentence] for sentence in part]), self.settings.sentences))
-            if len(part) > self.settings.sentences
-            else caption.strip()
-            for caption, part in zip(captions, parts, strict=True)
-        ]
+        return [shortened(" ".join(self._most_central(part, embeddings))) for part in parts]
+
+    def _most_central(self, sentences: list[str], embeddings: dict[str, Tensor]) -> list[str]:
+        if len(sentences) == 1:
+            return sentences
+        count = min(self.settings.sentences, len(sentences) - 1)
+        return central(sentences, torch.stack([embeddings[sentence] for sentence in sentences]), count)
 
     def embed(self, sentences: Sequence[str]) -> list[Tensor]:
         """Unit float32 embeddings `[D]` of sentences: the normalized mean of their token vectors."""

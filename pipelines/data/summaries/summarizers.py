@@ -21,8 +21,6 @@ from pipelines.data.summaries.language_models import ChatSummaries, Seq2SeqSumma
 from pipelines.data.summaries.sentence_embedding import EmbeddingSummaries
 from pipelines.data.summaries.settings import GENERATED, MODEL_FREE, Checks, SummarySettings
 
-"""Context length of the tokenizer; it does not limit the count of tokens."""
-
 
 class Summarizer(Protocol):
     """Writes summaries. Models are loaded when it is created."""

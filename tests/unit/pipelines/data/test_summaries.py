@@ -10,8 +10,7 @@ import torch
 import transformers
 
 from longclip.errors import CheckpointError, ConfigError
-from longclip.text.sentences import split_sentences
-from longclip.text.summaries import extractive
+from longclip.text.summaries import extractive, summary_sentences
 from pipelines.common.settings import describe, documented, dump, load_settings
 from pipelines.data.summaries.model_loading import in_batches
 from pipelines.data.summaries.preflight import check_strategies
@@ -259,7 +258,7 @@ def test_embedding_summary_is_the_most_central_sentence() -> None:
     check_strategies(settings)
     dog, *others = load_summarizer("extractive_embedding", settings)(captions, ["0", "1", "2"])
     assert "mailbox" not in dog
-    assert dog in split_sentences(captions[0])
+    assert dog in summary_sentences(captions[0])
     assert others == ["Only one sentence.", ""]
     three = load_summarizer("extractive_embedding", settings_of("extractive_embedding", sentences=3, batch_size=2))
     assert three(captions[:1], ["0"]) == [captions[0].removesuffix(" A mailbox stands by the road.")]
