@@ -11,7 +11,7 @@ from typing import Any
 import ijson
 from upath import UPath
 
-from pipelines.data.sources.parquet import caption_texts
+from pipelines.data.sources.captions import caption_texts
 from pipelines.data.sources.settings import CAPTION_NAMES, ID_NAMES, IMAGE_NAMES, SourceSettings, first_known
 from pipelines.data.sources.tar import IMAGE_SUFFIXES
 
@@ -36,16 +36,13 @@ Layout = Callable[[UPath, UPath, SourceSettings], Iterator[Entry]]
 """(path of the annotations, root of the images, settings) -> entries."""
 
 
-def object_entry(
-    number: int, item: Any, settings: SourceSettings, text_of: Callable[[Any], Any] = lambda value: value
-) -> Entry:
+def object_entry(number: int, item: Any, settings: SourceSettings) -> Entry:
     """Entry of a JSON object, by the field names in the settings or well-known ones.
 
     Args:
         number: position in the file; the id, if the object has none.
         item: the object.
         settings: names of its fields.
-        text_of: extracts one or several texts from the value of the caption field.
     """
     if not isinstance(item, dict):
         return Entry(f"{number:08d}", problem=f"entry is not a JSON object but {type(item).__name__}")
@@ -58,7 +55,7 @@ def object_entry(
         return Entry(key, problem="entry has no image")
     if caption_name is None:
         return Entry(key, image, problem="entry has no caption")
-    captions, problem = caption_texts(text_of(item[caption_name]))
+    captions, problem = caption_texts(item[caption_name])
     return Entry(key, image, captions, problem, item.get("split"))
 
 
@@ -66,16 +63,9 @@ def sharegpt4v(path: UPath, images: UPath, settings: SourceSettings) -> Iterator
     """A JSON list of `{id, image, conversations: [{from, value}, ...]}`: the caption is the model's first reply."""
     with path.open("rb") as file:
         for number, item in enumerate(ijson.items(file, "item", use_float=True)):
-            entry = object_entry(number, item, settings, _answer)
+            entry = object_entry(number, item, settings)
             # Ids of ShareGPT4V repeat between its sources; the path of the image is unique.
             yield replace(entry, id=entry.image) if settings.id is None and entry.image else entry
-
-
-def _answer(conversation: Any) -> Any:
-    if not isinstance(conversation, list) or not all(isinstance(turn, dict) for turn in conversation):
-        return conversation
-    answers = [turn.get("value") for turn in conversation if turn.get("from") in ("gpt", "assistant")]
-    return answers[0] if answers else None
 
 
 def jsonl(path: UPath, images: UPath, settings: SourceSettings) -> Iterator[Entry]:

@@ -11,6 +11,7 @@ from upath import UPath
 from longclip.errors import DataError, one_line
 from pipelines.common.parquet_set import ParquetSet, is_list
 from pipelines.common.storage import Storage, arrow_filesystem, open_path
+from pipelines.data.sources.captions import caption_texts
 from pipelines.data.sources.image_references import ImageReferences
 from pipelines.data.sources.settings import CAPTION_NAMES, ID_NAMES, IMAGE_NAMES, SourceSettings, first_known
 from pipelines.data.sources.source import Piece, SourceRow
@@ -152,17 +153,6 @@ def parquet_source(
         lists=is_list(data.schema, caption),
         extra=pa.schema([data.schema.field(column).remove_metadata() for column in settings.keep]),
     )
-
-
-def caption_texts(cell: Any) -> tuple[list[str], str | None]:
-    """Texts of a caption cell, and the problem with it, if any."""
-    if cell is None:
-        return [], "caption is missing"
-    texts = cell if isinstance(cell, list) else [cell]
-    if all(isinstance(text, str) or text is None for text in texts):
-        return [text for text in texts if text is not None], None
-    wrong = next(text for text in texts if not isinstance(text, str))
-    return [], f"caption is not a text but {type(wrong).__name__}"
 
 
 def _image_cell(cell: Any) -> bytes | str | None:

@@ -10,7 +10,7 @@ from upath import UPath
 
 from longclip.errors import DataError
 from pipelines.common.storage import Storage, open_path
-from pipelines.data.sources.parquet import caption_texts
+from pipelines.data.sources.captions import caption_texts
 from pipelines.data.sources.settings import CAPTION_NAMES, SourceSettings, first_known
 from pipelines.data.sources.source import Piece, SourceRow
 

@@ -1,0 +1,74 @@
+"""Captions as sources store them: texts, lists of texts, structs with a text, and conversations with a model."""
+
+import json
+from typing import Any
+
+from longclip.errors import DataError
+from pipelines.data.sources.settings import CAPTION_NAMES, first_known
+from pipelines.data.sources.text_decoding import MARK, decode_text
+
+ANSWERING = ("gpt", "assistant", "model")
+TEXT_NAMES = (*CAPTION_NAMES, "raw", "sentence", "value")
+"""Names of the text in a list of structs, such as COCO's `{"raw": "A dog."}`."""
+
+
+def caption_texts(cell: Any, encoding: str | None = None) -> tuple[list[str], str | None]:
+    """Texts of a caption cell, and the problem with it, if any.
+
+    Args:
+        cell: a text, a list of texts or of structs with a text, None, or a conversation whose first answer is the
+            caption: turns with `from` and `value`, or `role` and `content`, as a list, its JSON or a struct of lists.
+        encoding: of texts that are bytes; None for UTF-8.
+    """
+    cell = _conversation(cell)
+    if cell is None:
+        return [], "caption is missing"
+    if _is_conversation(cell):
+        cell = next((_content(turn) for turn in cell if _speaker(turn) in ANSWERING), None)
+        if cell is None:
+            return [], f"conversation has no answer of a model (a turn from {', '.join(ANSWERING)})"
+    texts = []
+    for value in cell if isinstance(cell, list) else [cell]:
+        text = value
+        if isinstance(text, dict):
+            text = text.get(first_known(None, TEXT_NAMES, text) or "")
+        if isinstance(text, bytes):
+            try:
+                text = decode_text(text, encoding)
+            except DataError as error:
+                return [], f"caption {error}"
+        if isinstance(text, str):
+            texts.append(text.removeprefix(MARK))
+        elif value is not None:
+            return [], f"caption is not a text but {type(value).__name__}"
+    return texts, None
+
+
+def _conversation(cell: Any) -> Any:
+    """A conversation as a list of turns, if a cell holds one in another form; otherwise the cell."""
+    if isinstance(cell, str) and cell.lstrip().startswith("[") and '"' in cell:
+        try:
+            turns = json.loads(cell)
+        except ValueError:
+            return cell
+        return turns if _is_conversation(turns) else cell
+    if isinstance(cell, dict) and cell and all(isinstance(value, list) for value in cell.values()):
+        return [dict(zip(cell, turn, strict=False)) for turn in zip(*cell.values(), strict=False)]
+    return cell
+
+
+def _is_conversation(cell: Any) -> bool:
+    turns = isinstance(cell, list) and cell and all(isinstance(turn, dict) for turn in cell)
+    return bool(turns) and any(_speaker(turn) is not None for turn in cell)
+
+
+def _speaker(turn: dict[str, Any]) -> Any:
+    return turn.get("from", turn.get("role"))
+
+
+def _content(turn: dict[str, Any]) -> Any:
+    """Text of a turn; that of the parts, if its content has several (`{"type": "text", "text": ...}`)."""
+    content = turn.get("value", turn.get("content"))
+    if isinstance(content, list) and all(isinstance(part, dict) for part in content):
+        return "\n".join(part["text"] for part in content if isinstance(part.get("text"), str)) or None
+    return content
