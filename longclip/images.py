@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from longclip.errors import CheckpointError, ImageError
@@ -38,6 +38,17 @@ weights are sometimes two levels off (8 of 1000 photographs of 160 pixels at 224
 MAX_SCRATCH_BYTES = 64 * 1024 * 1024
 ORIENTATION = 0x0112
 """EXIF tag; 1 is upright."""
+
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What makes an image upright, by its orientation."""
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -75,11 +86,13 @@ def _decode(data: bytes, max_pixels: int, scratch: "_Scratch | None") -> Image.I
                 raise ImageError(
                     f"image has {width} x {height} pixels, sides of at most {MAX_ASPECT_RATIO} : 1 are allowed"
                 )
-            if image.format == "JPEG" and image.mode in ("RGB", "L") and image.getexif().get(ORIENTATION, 1) == 1:
+            if image.format == "JPEG" and image.mode in ("RGB", "L") and _orientation(image) == 1:
                 pixels = _decode_jpeg(data, width, height, scratch)
                 if pixels is not None:
                     return pixels
-            return _opaque(ImageOps.exif_transpose(image)).convert("RGB")
+            image.load()  # the EXIF of a PNG may follow its pixels
+            method = UPRIGHT.get(_orientation(image))
+            return _eight_bit(image if method is None else image.transpose(method)).convert("RGB")
     except ImageError:
         raise
     except UnidentifiedImageError as error:  # its message contains a memory address
@@ -124,10 +137,35 @@ class _Scratch(threading.local):
 _SCRATCH = _Scratch()
 
 
-def _opaque(image: Image.Image) -> Image.Image:
-    """The image on white where it is transparent, like the Hugging Face processor, and with at most 8 bits."""
-    if image.mode.startswith("I;16"):  # Pillow would clip to 255 instead of scaling: a white image
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation; 1 where damaged EXIF hides it. Pillow's `exif_transpose` rewrites all EXIF, and fails at
+    values that it cannot write."""
+    try:
+        return int(image.getexif().get(ORIENTATION, 1))
+    except Exception:
+        return 1
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """The image on white where it is transparent, like the Hugging Face processor, and with at most 8 bits.
+
+    Raises:
+        ImageError: its values have no known range. Pillow would clip them: a black or white image.
+    """
+    if image.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode == "I" and image.format == "PPM":  # Pillow scales these to 16 bits
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        values = np.asarray(image)
+        low, high = values.min(), values.max()
+        if image.mode == "F" and low >= 0 and high <= 1:
+            return Image.fromarray((values * 255).round().astype(np.uint8))
+        if not (low >= 0 and high <= 255):
+            kind = "floating-point" if image.mode == "F" else "32-bit"
+            raise ImageError(
+                f"image has {kind} pixels from {low:g} to {high:g}, whose range is unknown; convert it to 8 or 16 bits"
+            )
     if image.has_transparency_data:
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
     return image
