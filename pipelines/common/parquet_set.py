@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ MAX_GROUP_BYTES = 128 * 1024 * 1024
 """Groups of very large images have fewer rows, because a reader holds a whole group in memory."""
 
 FOOTER_READERS = 16
+MAX_CUTS = 16
 
 
 @dataclass(frozen=True)
@@ -62,25 +64,24 @@ class ParquetSet:
 
     @property
     def schema(self) -> pa.Schema:
-        """Schema of the first file."""
+        """Schema of the first file with rows."""
         return self.files[0].schema
 
     def pieces(self, rows: int) -> list[dict[str, Any]]:
-        """Pieces of about `rows` rows, each a run of row groups: `file`, `first` and `count` of its row groups, `rows`,
-        and a unique `name` (below the root) for an output file with the rows of the piece."""
+        """Pieces of about `rows` rows: `file`, `first` row and number of `rows`, and a unique `name` (below the root)
+        for an output file with the rows of the piece."""
         pieces = []
         base = self.root.path.rstrip("/")
         for file in self.files:
-            runs = row_group_runs(file.row_groups, rows)
+            spans = row_spans(file.row_groups, rows)
             name = file.path.path[len(base) + 1 :] or file.path.name
-            for number, (first, count) in enumerate(runs):
-                part = f"-{number:04d}" if len(runs) > 1 else ""
+            for number, (first, count) in enumerate(spans):
+                part = f"-{number:04d}" if len(spans) > 1 else ""
                 pieces.append(
                     {
                         "file": str(file.path),
                         "first": first,
-                        "count": count,
-                        "rows": sum(file.row_groups[first : first + count]),
+                        "rows": count,
                         "name": f"{name.removesuffix('.parquet')}{part}.parquet",
                     }
                 )
@@ -115,15 +116,16 @@ def open_parquet(
         names = parquet_names(field, root)
         with ThreadPoolExecutor(FOOTER_READERS) as pool:
             files = tuple(pool.map(lambda path: _footer(field, root, path), names))
-    for file in files:
+    for file in (file for file in files if file.rows):
         missing = [column for column in columns if column not in file.schema.names]
         if missing:
             raise DataError(
                 f"{field}='{value}': column '{missing[0]}' is missing in {file.path.name}; it has"
                 f" {', '.join(file.schema.names)}; name yours with --set columns.<role>=<name>"
             )
-    data = ParquetSet(root, files)
-    if not data.rows:
+    # Empty files, such as shards of which every download failed, often have columns without a type.
+    data = ParquetSet(root, tuple(file for file in files if file.rows))
+    if not data.files:
         raise DataError(f"{field}='{value}' has no rows; give a Parquet with at least one")
     return data
 
@@ -134,18 +136,23 @@ def is_list(schema: pa.Schema, column: str) -> bool:
     return pa.types.is_list(cell) or pa.types.is_large_list(cell) or pa.types.is_fixed_size_list(cell)
 
 
-def row_group_runs(row_groups: Sequence[int], rows: int) -> list[tuple[int, int]]:
-    """(first, count) of runs of consecutive row groups with at most `rows` rows; a larger row group is its own run."""
-    runs: list[tuple[int, int]] = []
-    size = 0
-    for group, group_rows in enumerate(row_groups):
-        if runs and size + group_rows <= rows:
-            runs[-1] = (runs[-1][0], runs[-1][1] + 1)
-            size += group_rows
-        else:
-            runs.append((group, 1))
-            size = group_rows
-    return runs
+def row_spans(row_groups: Sequence[int], rows: int) -> list[tuple[int, int]]:
+    """(first row, number of rows) of pieces of about `rows` rows.
+
+    Small row groups are joined. A large one is cut, into at most `MAX_CUTS` pieces: each of them reads all that is
+    before it in the group.
+    """
+    spans: list[tuple[int, int]] = []
+    first = 0
+    for group_rows in row_groups:
+        if spans and spans[-1][1] + group_rows <= rows:
+            spans[-1] = (spans[-1][0], spans[-1][1] + group_rows)
+        elif group_rows:
+            cuts = min(max(group_rows // rows, 1), MAX_CUTS)
+            ends = [group_rows * number // cuts for number in range(cuts + 1)]
+            spans += [(first + start, end - start) for start, end in pairwise(ends)]
+        first += group_rows
+    return spans
 
 
 def manifest_of(root: UPath) -> dict[str, Any]:

@@ -1,17 +1,18 @@
 """Parquet with images as bytes, Hugging Face structs, paths or URIs."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from upath import UPath
 
-from longclip.errors import DataError, one_line
-from pipelines.common.parquet_set import ParquetSet, is_list
-from pipelines.common.storage import Storage, arrow_filesystem, open_path
+from longclip.errors import DataError
+from pipelines.common.parquet_rows import Damaged, read_cells, read_rows
+from pipelines.common.parquet_set import ParquetSet
+from pipelines.common.storage import Storage, open_path
 from pipelines.data.sources.captions import caption_texts
+from pipelines.data.sources.cells import bytes_of_lists, holds_lists, image_cell, like
 from pipelines.data.sources.image_references import ImageReferences
 from pipelines.data.sources.settings import CAPTION_NAMES, ID_NAMES, IMAGE_NAMES, SourceSettings, first_known
 from pipelines.data.sources.source import Piece, SourceRow
@@ -38,7 +39,7 @@ class ParquetSource:
 
     def describe(self) -> str:
         """See `Source`."""
-        kind = self.data.schema.field(self.image).type
+        kind = _type_of(self.data, self.image)
         return (
             f"{self.name}: {len(self.data.files)} files, {self.data.rows} rows; id '{self.id or '(row number)'}',"
             f" image '{self.image}' ({kind}), caption '{self.caption}' ({'lists' if self.lists else 'texts'})"
@@ -47,7 +48,7 @@ class ParquetSource:
     def pieces(self, scratch: UPath) -> list[Piece]:
         """See `Source`."""
         return [
-            Piece(piece["file"], piece["first"], piece["count"], piece["rows"])
+            Piece(piece["file"], piece["first"], piece["rows"])
             for piece in self.data.pieces(self.settings.rows_per_piece)
         ]
 
@@ -56,48 +57,46 @@ class ParquetSource:
         path = open_path("input", piece.file, self.storage)
         columns = [self.image, self.caption, *self.extra.names]
         columns += [name for name in (self.id, PROBLEM) if name in self.data.schema.names]
-        done = 0
-        try:
-            with pq.ParquetFile(path.path, filesystem=arrow_filesystem(path)) as file:
-                metadata = file.metadata
-                before = sum(metadata.row_group(group).num_rows for group in range(piece.first))
-                groups = list(range(piece.first, piece.first + (piece.count or 0)))
-                for batch in file.iter_batches(BATCH_ROWS, row_groups=groups, columns=columns, use_threads=False):
-                    yield from self._rows(batch, f"{self._stem(piece.file)}-{{:08d}}", before + done)
-                    done += batch.num_rows
-        except (pa.ArrowException, EOFError, OSError) as error:
-            # Retrying does not help against data that Arrow cannot decode. It also raises a plain OSError for this;
-            # errors of storage are subclasses or have an errno, and are raised.
-            if isinstance(error, OSError) and (type(error) is not OSError or error.errno is not None):
-                raise
-            problem = f"file is damaged at this row: {one_line(error, 200)}"
-            for row in range(done, piece.rows or done + 1):
-                yield SourceRow(f"{self._stem(piece.file)}-{before + row:08d}", problem=problem)
+        id_format, number = f"{self._stem(piece.file)}-{{:08d}}", piece.first
+        for part in read_rows(path, piece.first, piece.rows or 0, BATCH_ROWS, list(dict.fromkeys(columns))):
+            if isinstance(part, Damaged):
+                for row in range(number, number + part.rows):
+                    yield SourceRow(id_format.format(row), problem=part.problem)
+                number += part.rows
+            else:
+                yield from self._rows(part, id_format, number)
+                number += part.num_rows
 
     def _rows(self, batch: pa.RecordBatch, id_format: str, rows_before: int) -> Iterator[SourceRow]:
-        rows = batch.to_pylist()
-        cells = [_image_cell(row[self.image]) for row in rows]
-        to_fetch = [row for row, cell in enumerate(cells) if isinstance(cell, str) and not rows[row].get(PROBLEM)]
-        fetched = dict(zip(to_fetch, self.references.fetch([str(cells[row]) for row in to_fetch]), strict=True))
+        rows, unreadable = read_cells(bytes_of_lists(batch, self.image))
+        images = [image_cell(row[self.image]) for row in rows]
+        to_fetch = [row for row, (image, _) in enumerate(images) if isinstance(image, str)]
+        fetched = dict(zip(to_fetch, self.references.fetch([str(images[row][0]) for row in to_fetch]), strict=True))
         for number, row in enumerate(rows):
-            key = row.get(self.id) if self.id else None
-            image = fetched.get(number, cells[number])
+            key, key_problem = _key(row.get(self.id) if self.id else None)
             label = row[self.caption] if self.settings.label else None
-            captions, problem = ([str(label)], None) if label is not None else caption_texts(row[self.caption])
-            if isinstance(image, str):
-                problem, image = problem or image or "image is missing", b""
-            elif image is None:
-                problem, image = problem or f"column '{self.image}' has no image", b""
-            elif len(image) > self.settings.max_image_bytes:
-                limit = self.settings.max_image_bytes
-                problem, image = f"image has {len(image)} bytes, more than source.max_image_bytes={limit}", b""
+            captions, caption_problem = ([str(label)], None) if label is not None else caption_texts(row[self.caption])
+            image, image_problem = self._image(*images[number], fetched.get(number))
             yield SourceRow(
-                id=id_format.format(rows_before + number) if key in (None, "") else str(key),
+                id=key or id_format.format(rows_before + number),
                 image=image,
                 captions=captions,
-                problem=row.get(PROBLEM) or problem,
+                problem=row.get(PROBLEM) or unreadable.get(number) or key_problem or caption_problem or image_problem,
                 extra={name: row[name] for name in self.extra.names},
             )
+
+    def _image(
+        self, image: bytes | str | None, problem: str | None, fetched: bytes | str | None
+    ) -> tuple[bytes, str | None]:
+        """Bytes of an image, empty if there are none, and the problem with it."""
+        if isinstance(image, str):
+            image, problem = (fetched, None) if isinstance(fetched, bytes) else (None, fetched)
+        if image is None:
+            return b"", problem or f"column '{self.image}' has no image"
+        limit = self.settings.max_image_bytes
+        if len(image) > limit:
+            return b"", f"image has {len(image)} bytes, more than source.max_image_bytes={limit}"
+        return image, problem
 
     def _stem(self, file: str) -> str:
         base = str(self.data.root).rstrip("/")
@@ -114,6 +113,7 @@ def parquet_source(
         DataError: a column is missing, or its type differs between files.
     """
     present = data.schema.names
+    prefix = field_name.removesuffix("input")
     roles = {
         "image": first_known(settings.image, IMAGE_NAMES, present),
         "caption": first_known(settings.label or settings.caption, CAPTION_NAMES, present),
@@ -124,21 +124,15 @@ def parquet_source(
             searched = f"'{configured}'" if configured else "under any well-known name"
             raise DataError(
                 f"{field_name}='{data.root}': no {role} column ({searched}); it has {', '.join(present)}; name"
-                f" yours with --set source.{role}=<column>"
+                f" yours with --set {prefix}source.{role}=<column>"
             )
     key = first_known(settings.id, ID_NAMES, present)
     if settings.id and key is None:
         raise DataError(f"{field_name}='{data.root}': column '{settings.id}' is missing; it has {', '.join(present)}")
-    needed = [*roles.values(), *settings.keep, *([key] if key else [])]
-    for file in data.files:
-        for column in needed:
-            file_type = file.schema.field(column).type if column in file.schema.names else None
-            first_type = data.schema.field(column).type if column in present else None
-            if file_type is None or first_type is None or not _same_kind(file_type, first_type):
-                raise DataError(
-                    f"{field_name}='{data.root}': column '{column}' is {file_type or 'missing'} in {file.path.name},"
-                    f" and {first_type or 'missing'} in {data.files[0].path.name}; give files with the same schema"
-                )
+    for column in [*roles.values(), *([key] if key else [])]:
+        _check_types(field_name, data, str(column), like)
+    for column in settings.keep:
+        _check_types(field_name, data, column, _same_width_aside)
     image, caption = str(roles["image"]), str(roles["caption"])
     references = ImageReferences(images, settings.uri_schemes, settings.max_image_bytes, storage)
     return ParquetSource(
@@ -150,18 +144,41 @@ def parquet_source(
         references=references,
         settings=settings,
         storage=storage,
-        lists=is_list(data.schema, caption),
-        extra=pa.schema([data.schema.field(column).remove_metadata() for column in settings.keep]),
+        lists=holds_lists(_type_of(data, caption)),
+        extra=pa.schema([(column, _type_of(data, column)) for column in settings.keep]),
     )
 
 
-def _image_cell(cell: Any) -> bytes | str | None:
-    """Bytes of an image, or a reference to it."""
-    if isinstance(cell, dict):
-        return cell.get("bytes") if cell.get("bytes") is not None else cell.get("path")
-    return cell if isinstance(cell, bytes | str) else None
+def _check_types(
+    field_name: str, data: ParquetSet, column: str, same: Callable[[pa.DataType, pa.DataType], bool]
+) -> None:
+    expected = _type_of(data, column)
+    for file in data.files:
+        kind = file.schema.field(column).type if column in file.schema.names else None
+        if expected is None or kind is None or not (pa.types.is_null(kind) or same(kind, expected)):
+            first = next((file.path.name for file in data.files if column in file.schema.names), "all files")
+            raise DataError(
+                f"{field_name}='{data.root}': column '{column}' is {kind or 'missing'} in {file.path.name}, and"
+                f" {expected or 'missing'} in {first}; give files with the same schema"
+            )
 
 
-def _same_kind(a: pa.DataType, b: pa.DataType) -> bool:
+def _type_of(data: ParquetSet, column: str) -> pa.DataType | None:
+    """Type of a column; that of the first file in which it has a value, if there is one."""
+    kinds = [file.schema.field(column).type for file in data.files if column in file.schema.names]
+    return next((kind for kind in kinds if not pa.types.is_null(kind)), kinds[0] if kinds else None)
+
+
+def _key(cell: Any) -> tuple[str, str | None]:
+    """An id, empty if the cell has none, and the problem with it."""
+    if isinstance(cell, bytes):
+        try:
+            return cell.decode(), None
+        except UnicodeDecodeError as error:
+            return "", f"id is not valid UTF-8: {error}"
+    return "" if cell is None else str(cell), None
+
+
+def _same_width_aside(a: pa.DataType, b: pa.DataType) -> bool:
     """Whether two types differ at most in the width of their offsets."""
     return a == b or {str(a).removeprefix("large_"), str(b).removeprefix("large_")} in ({"binary"}, {"string"})

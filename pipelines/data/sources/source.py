@@ -1,25 +1,25 @@
 """The interface of all sources: pieces that are read independently, and their rows."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 import pyarrow as pa
 from upath import UPath
 
+from pipelines.common.storage import explained
+
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of a source that one task reads: a whole file, or some of its row groups."""
+    """A part of a source that one task reads: a whole file, or some of its rows."""
 
     file: str
     """Path or URI of the file."""
     first: int = 0
-    """First row group, where the file has row groups."""
-    count: int | None = None
-    """Number of row groups; None for the whole file."""
+    """Number of the first row, where the layout numbers them."""
     rows: int | None = None
-    """Rows in the piece, if known before reading."""
+    """Rows in the piece, if known before reading; None for the whole file."""
 
 
 @dataclass
@@ -62,6 +62,18 @@ class Source(Protocol):
         """The rows of a piece in their order; only a few are in memory at a time.
 
         Raises:
-            OSError: storage failed after all retries. A damaged file does not raise: its last row has the
+            OSError: storage failed after all retries. A damaged file does not raise: rows that are lost have the
                 `problem`.
         """
+
+
+def read_piece(source: Source, field: str, piece: Piece) -> Iterator[SourceRow]:
+    """The rows of a piece; storage that fails while they are read is an error of `field`, not of the output."""
+    with explained(field, piece.file):
+        yield from source.read(piece)
+
+
+def planned_pieces(source: Source, field: str, value: str, scratch: UPath) -> list[dict[str, Any]]:
+    """The pieces of the source that a setting names, as JSON values."""
+    with explained(field, value):
+        return [asdict(piece) for piece in source.pieces(scratch)]

@@ -1,6 +1,7 @@
 """The task that summarizes one piece of a Parquet and writes it as an output file."""
 
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,13 +10,16 @@ import pyarrow.parquet as pq
 from upath import UPath
 
 from longclip.constants import LONG_CLIP_CONTEXT_LENGTH
+from longclip.errors import ImageError
 from longclip.files import file_sha256
-from longclip.text.sentences import caption_text
 from longclip.tokenizer import count_tokens, load_tokenizer
+from pipelines.common.columns import image_bytes
+from pipelines.common.parquet_rows import Damaged, read_rows, unreadable_cells
 from pipelines.common.parquet_set import ROWS_PER_GROUP, parquet_writer
 from pipelines.common.rejected_rows import Rejected, write_rejected
-from pipelines.common.storage import arrow_filesystem, open_path
+from pipelines.common.storage import arrow_filesystem, explained, open_path
 from pipelines.common.whole_files import make_directory, whole_file
+from pipelines.data.summaries.captions import row_caption
 from pipelines.data.summaries.settings import SummarizeSettings
 from pipelines.data.summaries.summarizers import Summarizer, checked_summaries, load_summarizer
 from pipelines.data.summaries.vllm_stage import generated_texts
@@ -41,20 +45,25 @@ class AddSummaries:
     def __call__(self, number: int, unit: dict[str, Any]) -> dict[str, Any]:
         """Summarize a piece; see `pipelines.data.work_units.UnitTask`. The result also has `tokens`, of captions and of
         the summaries of each strategy, and `fallbacks` by `strategy: reason`."""
-        source = open_path("input", unit["file"], self.settings.storage)
         target = self.tree / unit["name"]
         make_directory(target.parent)
         counts = PieceCounts(Rejected(unit["file"]))
         generated = generated_texts(self.generated, number) if "vllm" in self.settings.strategies else []
-        with pq.ParquetFile(source.path, filesystem=arrow_filesystem(source)) as file, whole_file(target) as local:
-            schema = output_schema(self.settings, file.schema_arrow)
-            groups = list(range(unit["first"], unit["first"] + unit["count"]))
-            with parquet_writer(local, schema) as output:
-                for batch in file.iter_batches(ROWS_PER_GROUP, row_groups=groups):
-                    keys = self._keys(batch, f"{unit['name']}:{{}}", counts.rows_in)
-                    texts = generated[counts.rows_in : counts.rows_in + batch.num_rows]
-                    output.add(self._with_summaries(pa.Table.from_batches([batch]), keys, texts, counts))
-                    counts.rows_in += batch.num_rows
+        with explained("input", unit["file"]):
+            path = open_path("input", unit["file"], self.settings.storage)
+            schema = pq.read_schema(path.path, filesystem=arrow_filesystem(path))
+        with whole_file(target) as local:
+            with parquet_writer(local, output_schema(self.settings, schema)) as output:
+                for part in self._read(path, unit):
+                    numbered, rows_before = f"{unit['name']}:{{}}", counts.rows_in
+                    if isinstance(part, Damaged):
+                        counts.rows_in += part.rows
+                        for row in range(rows_before, counts.rows_in):
+                            counts.rejected.add(numbered.format(row), "read", part.problem)
+                        continue
+                    counts.rows_in += part.num_rows
+                    texts = generated[rows_before : counts.rows_in]
+                    output.add(self._with_summaries(part, numbered, rows_before, texts, counts))
             line = {"name": unit["name"], "rows": output.rows, "bytes": local.stat().st_size}
             line["sha256"] = file_sha256(local)
         write_rejected(counts.rejected, self.folder, number)
@@ -69,23 +78,41 @@ class AddSummaries:
             "fallbacks": counts.fallbacks,
         }
 
-    def _keys(self, batch: pa.RecordBatch, numbered: str, rows_before: int) -> list[str]:
-        """Ids of the rows; `numbered` with the row number where there is no id."""
-        name = self.settings.columns.id
-        ids = batch.column(name).to_pylist() if name in batch.schema.names else [None] * batch.num_rows
-        return [numbered.format(rows_before + row) if key is None else str(key) for row, key in enumerate(ids)]
+    def _read(self, path: UPath, unit: dict[str, Any]) -> Iterator[pa.RecordBatch | Damaged]:
+        """The rows of a piece; storage that fails while they are read is an error of the input, not of the output."""
+        with explained("input", path):
+            yield from read_rows(path, unit["first"], unit["rows"], ROWS_PER_GROUP)
 
-    def _with_summaries(self, rows: pa.Table, keys: list[str], generated: list[str], counts: "PieceCounts") -> pa.Table:
+    def _with_summaries(
+        self, batch: pa.RecordBatch, numbered: str, rows_before: int, generated: list[str], counts: "PieceCounts"
+    ) -> pa.Table:
+        """Rows with their summaries, without those that are rejected.
+
+        Args:
+            batch: rows of the input.
+            numbered: format of the id of a row without one, by its number in the piece.
+            rows_before: rows of the piece before the batch.
+            generated: texts of strategy vllm for these rows.
+            counts: receives the counts and the rejected rows.
+        """
         columns = self.settings.columns
-        captions = [caption_text(cell).strip() for cell in rows[columns.caption].to_pylist()]
-        with_text = [row for row, caption in enumerate(captions) if caption]
-        for row in sorted(set(range(len(captions))) - set(with_text)):
-            counts.rejected.add(keys[row], "summarize", f"column '{columns.caption}' has no text")
-        rows, keys, captions = (
-            rows.take(pa.array(with_text, pa.int64())),
-            [keys[row] for row in with_text],
-            [captions[row] for row in with_text],
-        )
+        unreadable = unreadable_cells(batch)
+        captions, keys, with_text = [], [], []
+        for row, cell in enumerate(batch[columns.caption]):
+            reasons = unreadable.get(row, {})
+            caption, problem = ("", None) if columns.caption in reasons else row_caption(cell.as_py())
+            key = numbered.format(rows_before + row)
+            if columns.id in batch.schema.names and columns.id not in reasons:
+                value = batch[columns.id][row].as_py()
+                key = key if value is None else str(value)
+            if reasons or not caption:
+                reason = next(iter(reasons.values()), problem or f"column '{columns.caption}' has no text")
+                counts.rejected.add(key, "summarize", reason, caption, _image(batch, columns.image, row))
+                continue
+            captions.append(caption)
+            keys.append(key)
+            with_text.append(row)
+        rows = pa.Table.from_batches([batch]).take(pa.array(with_text, pa.int64()))
         counts.add_tokens("caption", captions)
         summaries, sources = [], []
         for strategy in self.settings.strategies:
@@ -111,6 +138,14 @@ class AddSummaries:
         if strategy not in self._summarizers:
             self._summarizers[strategy] = load_summarizer(strategy, self.settings)
         return self._summarizers[strategy](captions, keys) if captions else []
+
+
+def _image(batch: pa.RecordBatch, column: str, row: int) -> bytes:
+    """Image of a row, for a sample in the report; empty if it has none."""
+    try:
+        return image_bytes(batch[column][row].as_py())
+    except (KeyError, ValueError, ImageError):
+        return b""
 
 
 def output_schema(settings: SummarizeSettings, schema: pa.Schema) -> pa.Schema:

@@ -5,7 +5,6 @@ from typing import Any
 
 from longclip.constants import LONG_CLIP_CONTEXT_LENGTH
 from longclip.errors import DataError
-from longclip.text.sentences import caption_text
 from longclip.tokenizer import count_tokens, load_tokenizer
 from pipelines.common.cluster import connect
 from pipelines.common.parquet_set import ParquetSet, open_parquet
@@ -14,6 +13,7 @@ from pipelines.common.rejected_rows import RejectedLimit
 from pipelines.common.storage import explained, output_path
 from pipelines.data.publishing import Finished, add_counts, finish
 from pipelines.data.report import Histogram, Sample
+from pipelines.data.summaries.captions import row_caption
 from pipelines.data.summaries.piece_task import SOURCE, AddSummaries, output_schema
 from pipelines.data.summaries.preflight import check_strategies
 from pipelines.data.summaries.settings import NOT_IN_IDENTITY, SummarizeSettings
@@ -102,7 +102,7 @@ def _make_output(work: Workspace, settings: SummarizeSettings, data: ParquetSet,
 
 def _sample(settings: SummarizeSettings, row: dict[str, Any]) -> Sample:
     """A row of the output, for the report."""
-    columns, caption = settings.columns, caption_text(row[settings.columns.caption])
+    columns, caption = settings.columns, row_caption(row[settings.columns.caption])[0]
     texts, sources = row[columns.summary], row[SOURCE]
     summaries = dict(zip(sources, texts, strict=True)) if settings.several else {sources: texts}
     cell = row.get(columns.image)

@@ -9,17 +9,17 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import pyarrow.parquet as pq
 import ray
 from ray.data import Dataset
 from upath import UPath
 
 from longclip.errors import DataError
-from longclip.text.sentences import caption_text
+from pipelines.common.parquet_rows import Damaged, read_cells, read_rows
 from pipelines.common.parquet_set import ROWS_PER_GROUP
 from pipelines.common.progress import Progress
-from pipelines.common.storage import Storage, arrow_filesystem, open_path
+from pipelines.common.storage import Storage, explained, open_path
 from pipelines.common.whole_files import write_whole
+from pipelines.data.summaries.captions import row_caption
 from pipelines.data.work_units import MAX_BLOCKS, finished_results
 from pipelines.data.workspace import Workspace
 
@@ -78,13 +78,16 @@ class ReadCaptions:
         self.column, self.storage = column, storage
 
     def __call__(self, piece: dict[str, Any]) -> list[dict[str, str]]:
-        """All rows of the piece; a missing caption is an empty text."""
-        path = open_path("input", piece["file"], self.storage)
-        groups = list(range(piece["first"], piece["first"] + piece["count"]))
-        with pq.ParquetFile(path.path, filesystem=arrow_filesystem(path)) as file:
-            batches = file.iter_batches(ROWS_PER_GROUP, row_groups=groups, columns=[self.column])
-            cells = [cell for batch in batches for cell in batch.column(0).to_pylist()]
-        return [{"key": f"{piece['number']}:{row}", "caption": caption_text(cell)} for row, cell in enumerate(cells)]
+        """All rows of the piece; a missing or unreadable caption is an empty text."""
+        texts: list[str] = []
+        with explained("input", piece["file"]):
+            path = open_path("input", piece["file"], self.storage)
+            for part in read_rows(path, piece["first"], piece["rows"], ROWS_PER_GROUP, [self.column]):
+                if isinstance(part, Damaged):
+                    texts += [""] * part.rows
+                else:
+                    texts += [row_caption(row[self.column])[0] for row in read_cells(part)[0]]
+        return [{"key": f"{piece['number']}:{row}", "caption": text} for row, text in enumerate(texts)]
 
 
 def generated_texts(folder: UPath, number: int) -> list[str]:
