@@ -6,6 +6,10 @@ import sys
 
 import ray
 
+TRACE_LOGGERS = ("ray.data.exceptions", "ray.data._internal.execution.streaming_executor_state")
+"""They print the stack of every failed task. Errors that a user can fix are printed as one line by `run_entry`, all
+others with their stack by Python."""
+
 
 def connect(min_cpus: int) -> None:
     """Join the cluster of `RAY_ADDRESS` (set inside submitted jobs), or start Ray on this machine.
@@ -25,6 +29,8 @@ def connect(min_cpus: int) -> None:
 def data_context() -> ray.data.DataContext:
     """Options of all datasets in this process."""
     logging.getLogger("ray.data").setLevel(logging.WARNING)
+    for name in TRACE_LOGGERS:
+        logging.getLogger(name).addFilter(_only_in_the_log_file)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = sys.stderr.isatty()
     # A block is passed on when it is full: small ones deliver the first batch early and limit the memory.
@@ -32,3 +38,8 @@ def data_context() -> ray.data.DataContext:
     # Ray Data's wrapper loses the error that it wraps between processes.
     context.raise_original_map_exception = True
     return context
+
+
+def _only_in_the_log_file(record: logging.LogRecord) -> bool:
+    record.hide = record.levelno >= logging.ERROR  # Ray Data's handler for the console skips such records
+    return True
