@@ -15,12 +15,17 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from upath import UPath
 
 from longclip.errors import DataError
+from pipelines.common.thumbnails import thumbnail
 from pipelines.common.whole_files import whole_file
 
 QUARANTINE = "quarantine.parquet"
 """File of rejected rows in an output. Among Parquet files it has an underscore in front, so that readers skip it."""
 
 QUARANTINE_SCHEMA = pa.schema([(name, pa.string()) for name in ("id", "source", "stage", "reason")])
+SAMPLE_SCHEMA = QUARANTINE_SCHEMA.append(pa.field("caption", pa.string())).append(pa.field("thumbnail", pa.binary()))
+"""Columns of the files of a unit of work. The last two have values in a few rows only, for the report."""
+
+SAMPLES_PER_REASON, CAPTION_CHARACTERS = 2, 500
 _PIECE_SUFFIX = ".rejected.parquet"
 _VARIABLE = re.compile(r"'[^']*'|\d+")
 
@@ -30,12 +35,36 @@ class Rejected:
 
     def __init__(self, source: str) -> None:
         self.source = source
-        self._rows: list[dict[str, str]] = []
+        self._rows: list[dict[str, Any]] = []
+        self._counts: Counter[tuple[str, str]] = Counter()
 
-    def add(self, row: str, stage: str, reason: str) -> None:
-        """Record that a stage rejected the row with this id."""
-        row = row.encode(errors="replace").decode()
-        self._rows.append({"id": row, "source": self.source, "stage": stage, "reason": reason})
+    def add(
+        self,
+        row: str,
+        stage: str,
+        reason: str,
+        caption: str | None = None,
+        image: bytes = b"",
+        source: str | None = None,
+    ) -> None:
+        """Record that a stage rejected the row with this id.
+
+        Args:
+            row: its id.
+            stage: stage of the job.
+            reason: why.
+            caption: its caption, and
+            image: its image, as far as they are known, for samples in the report.
+            source: where it comes from, if not from the `source` of all rows.
+        """
+        group = (stage, without_values(reason))
+        self._counts[group] += 1
+        line = {"id": row, "source": source or self.source, "stage": stage, "reason": reason}
+        if self._counts[group] <= SAMPLES_PER_REASON and caption is not None:
+            line |= {"caption": caption[:CAPTION_CHARACTERS]}
+            self._rows.append(_storable(line) | {"thumbnail": thumbnail(image)})
+        else:
+            self._rows.append(_storable(line))
 
     def count(self, *stages: str) -> int:
         """Number of rows that these stages rejected."""
@@ -52,22 +81,31 @@ class Rejected:
     @property
     def grouped(self) -> list[tuple[str, str, int]]:
         """(stage, reason, count); reasons that differ only in numbers and quoted names count as one."""
-        counts = Counter((row["stage"], _VARIABLE.sub("…", row["reason"])) for row in self._rows)
-        return [(stage, reason, count) for (stage, reason), count in counts.items()]
+        return [(stage, reason, count) for (stage, reason), count in self._counts.items()]
 
-    def table(self) -> pa.Table:
-        """The rows in `QUARANTINE_SCHEMA`."""
-        return pa.Table.from_pylist(self._rows, QUARANTINE_SCHEMA)
+    def table(self, schema: pa.Schema = QUARANTINE_SCHEMA) -> pa.Table:
+        """The rows in this schema."""
+        return pa.Table.from_pylist(self._rows, schema)
 
-    def write(self, path: UPath) -> None:
+    def write(self, path: UPath, schema: pa.Schema = QUARANTINE_SCHEMA) -> None:
         """Write the rows as Parquet."""
         with whole_file(path) as local_path:
-            pq.write_table(self.table(), local_path)
+            pq.write_table(self.table(schema), local_path)
+
+
+def without_values(reason: str) -> str:
+    """A reason without numbers and quoted names, by which reasons are grouped."""
+    return _VARIABLE.sub("…", reason)
+
+
+def _storable(texts: dict[str, str]) -> dict[str, str]:
+    """Texts without halves of surrogate pairs, which no file can store."""
+    return {name: text.encode(errors="backslashreplace").decode() for name, text in texts.items()}
 
 
 def write_rejected(rejected: Rejected, folder: UPath, number: int) -> None:
-    """Write the rejected rows of a unit of work."""
-    rejected.write(folder / f"{number:06d}{_PIECE_SUFFIX}")
+    """Write the rejected rows of a unit of work, with samples."""
+    rejected.write(folder / f"{number:06d}{_PIECE_SUFFIX}", SAMPLE_SCHEMA)
 
 
 def rejected_files(folder: UPath) -> list[UPath]:

@@ -5,11 +5,10 @@ import hashlib
 import io
 import itertools
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import imagehash
-import numpy as np
 import pyarrow as pa
 from PIL import Image
 from upath import UPath
@@ -21,8 +20,10 @@ from longclip.tokenizer import count_tokens, load_tokenizer
 from pipelines.common.parquet_set import RowGroups, parquet_writer
 from pipelines.common.rejected_rows import Rejected, write_rejected
 from pipelines.common.whole_files import whole_file
+from pipelines.data.decontamination import ImageHashes
 from pipelines.data.settings import CleanSettings
-from pipelines.data.sources.source import Piece, Source, SourceRow
+from pipelines.data.sources.source import Piece, Source, SourceRow, read_piece
+from pipelines.data.sources.text_decoding import is_unicode
 
 SPLITS = ("train", "val")
 KEY = "_key"
@@ -32,48 +33,38 @@ BATCH_ROWS = 32
 JPEG_QUALITY = 95
 
 
-class ImageHashes:
-    """Hashes of the images in evaluation sets."""
-
-    def __init__(self, sha256: set[str], perceptual: np.ndarray) -> None:
-        """
-        Args:
-            sha256: hex digests of image files.
-            perceptual: `[M]` uint64 perceptual hashes.
-        """
-        self.sha256, self.perceptual = sha256, perceptual
-
-    def nearest(self, sha256: str, perceptual: int) -> int | None:
-        """Number of bits that differ between an image and the most similar one; 0 for the same file, None if empty."""
-        if sha256 in self.sha256:
-            return 0
-        if not len(self.perceptual):
-            return None
-        return int(np.bitwise_count(self.perceptual ^ np.uint64(perceptual)).min())
-
-
 class CleanPiece:
     """Cleans a piece of a source: writes one staged Parquet per split, and one of rejected rows."""
 
-    def __init__(self, source: Source, settings: CleanSettings, folder: UPath, overlap: ImageHashes | None) -> None:
+    def __init__(
+        self, source: Source, settings: CleanSettings, folder: UPath, overlap: Mapping[str, ImageHashes]
+    ) -> None:
+        """
+        Args:
+            source: where the rows are read from.
+            settings: what makes a row clean.
+            folder: directory for the staged and the rejected rows.
+            overlap: hashes of each evaluation set, by its name.
+        """
         self.source, self.settings, self.folder, self.overlap = source, settings, folder, overlap
         self.schema = staged_schema(source)
 
     def __call__(self, number: int, unit: dict[str, Any]) -> dict[str, Any]:
-        """Clean a piece; see `pipelines.data.work_units.UnitTask`. The result also has `overlapping` rows, the rows and
-        staged bytes of each split, caption `tokens` and grouped `reasons`."""
+        """Clean a piece; see `pipelines.data.work_units.UnitTask`. The result also has the rows and
+        staged bytes of each split, caption `tokens` and grouped `reasons`. `overlapping` counts by evaluation set."""
         piece = Piece(**unit)
         rejected = Rejected(piece.file)
         tokens: Counter[int] = Counter()
+        overlapping: Counter[str] = Counter()
         rows_in = 0
         outputs: dict[str, RowGroups] = {}
         with contextlib.ExitStack() as files:
             for split in SPLITS:
                 local = files.enter_context(whole_file(staged_path(self.folder, number, split)))
                 outputs[split] = files.enter_context(parquet_writer(local, self.schema))
-            for batch in _batches(self.source.read(piece)):
+            for batch in _batches(read_piece(self.source, "input", piece)):
                 rows_in += len(batch)
-                clean = self._clean(batch, rejected)
+                clean = self._clean(batch, rejected, overlapping)
                 for split in SPLITS:
                     part = [row for row in clean if split_of(row["sha256"], self.settings.val_fraction) == split]
                     if part:
@@ -85,7 +76,7 @@ class CleanPiece:
             "rows_in": rows_in,
             "rows_out": sum(counts.values()),
             "rejected": rejected.count("read", "caption", "image"),
-            "overlapping": rejected.count("overlap"),
+            "overlapping": dict(overlapping),
             "first_rejected": rejected.first,
             "reasons": rejected.grouped,
             "splits": counts,
@@ -93,21 +84,27 @@ class CleanPiece:
             "tokens": dict(tokens),
         }
 
-    def _clean(self, batch: list[SourceRow], rejected: Rejected) -> list[dict[str, Any]]:
+    def _clean(self, batch: list[SourceRow], rejected: Rejected, overlapping: Counter[str]) -> list[dict[str, Any]]:
         clean = []
         for row in batch:
             stage = "read"
             try:
                 if row.problem:
                     raise DataError(row.problem)
+                if not is_unicode(row.id):
+                    raise DataError("id is not valid Unicode: it contains half of a surrogate pair")
                 stage = "caption"
                 captions = clean_captions(row, self.settings.max_caption_characters)
                 stage = "image"
                 columns = self._image_columns(row.image)
-                stage = "overlap"
-                self._check_overlap(columns)
             except DataError as error:
-                rejected.add(row.id, stage, str(error))
+                rejected.add(row.id, stage, str(error), " ".join(row.captions), row.image)
+                continue
+            name, bits = self._overlap(columns)
+            if name is not None:
+                overlapping[name] += 1
+                reason = f"image is in evaluation set '{name}' (perceptual hashes differ in {bits} of 64 bits)"
+                rejected.add(row.id, "overlap", reason, captions[0], row.image)
                 continue
             columns["caption"] = captions if self.source.lists else captions[0]
             columns["caption_tokens"] = max(count_tokens(load_tokenizer(None, LONG_CLIP_CONTEXT_LENGTH), captions))
@@ -136,36 +133,13 @@ class CleanPiece:
             "phash": f"{perceptual:016x}",
         }
 
-    def _check_overlap(self, columns: dict[str, Any]) -> None:
-        if self.overlap is None:
-            return
-        bits = self.overlap.nearest(columns["sha256"], int(columns["phash"], 16))
-        if bits is not None and bits <= self.settings.overlap_distance:
-            raise DataError(f"image is in an evaluation set (perceptual hashes differ in {bits} of 64 bits)")
-
-
-class HashPiece:
-    """Hashes the images of a piece of an evaluation set; images that cannot be decoded are skipped."""
-
-    def __init__(self, source: Source, max_pixels: int) -> None:
-        self.source, self.max_pixels = source, max_pixels
-
-    def __call__(self, number: int, unit: dict[str, Any]) -> dict[str, Any]:
-        """Hash a piece; see `pipelines.data.work_units.UnitTask`. The result has the hashes."""
-        sha256, perceptual, rows_in = [], [], 0
-        for row in self.source.read(Piece(**unit)):
-            rows_in += 1
-            with contextlib.suppress(ImageError):
-                perceptual.append(str(imagehash.phash(decode_image(row.image, self.max_pixels))))
-                sha256.append(hashlib.sha256(row.image).hexdigest())
-        rejected = rows_in - len(sha256)
-        return {
-            "rows_in": rows_in,
-            "rows_out": len(sha256),
-            "rejected": rejected,
-            "sha256": sha256,
-            "phash": perceptual,
-        }
+    def _overlap(self, columns: dict[str, Any]) -> tuple[str | None, int]:
+        """Name of the first evaluation set that has the image, and the number of bits by which its hash differs."""
+        for name, hashes in self.overlap.items():
+            bits = hashes.nearest(columns["sha256"], int(columns["phash"], 16))
+            if bits <= self.settings.overlap_distance:
+                return name, bits
+        return None, 0
 
 
 def staged_schema(source: Source) -> pa.Schema:
@@ -206,21 +180,13 @@ def clean_captions(row: SourceRow, max_characters: int) -> list[str]:
         caption = " ".join(text.replace("\0", " ").split())
         if len(caption) > max_characters:
             raise DataError(f"caption has {len(caption)} characters; at most {max_characters} are allowed")
-        if not _is_unicode(caption):
+        if not is_unicode(caption):
             raise DataError("caption is not valid Unicode: it contains half of a surrogate pair")
         if caption:
             captions.append(caption)
     if not captions:
         raise DataError("caption is empty")
     return captions
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _reduced(image: Image.Image, short_side: int) -> tuple[Image.Image, bytes]:

@@ -1,26 +1,26 @@
 """The job of `prepare.py`: hash the evaluation sets, clean the pieces, remove duplicates, write the output."""
 
-from dataclasses import asdict
+from collections.abc import Mapping
 from functools import partial
+from pathlib import PurePosixPath
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-from upath import UPath
 
 from longclip.errors import DataError
 from longclip.text.sentences import caption_text
 from pipelines.common.cluster import connect
 from pipelines.common.progress import Progress
 from pipelines.common.rejected_rows import RejectedLimit
-from pipelines.common.storage import explained, output_path
-from pipelines.data.cleaning import KEY, CleanPiece, HashPiece, ImageHashes, staged_schema
+from pipelines.common.storage import explained, open_path, output_path
+from pipelines.data.cleaning import KEY, CleanPiece, staged_schema
+from pipelines.data.decontamination import hash_images, set_field
 from pipelines.data.deduplication import Arrangement, WriteFile, arrange
 from pipelines.data.publishing import Finished, add_counts, finish
 from pipelines.data.report import Histogram, Sample
 from pipelines.data.settings import NOT_IN_IDENTITY, PrepareSettings
 from pipelines.data.sources.opening import open_source
-from pipelines.data.sources.source import Source
+from pipelines.data.sources.source import Source, planned_pieces
 from pipelines.data.work_units import run_units
 from pipelines.data.workspace import Workspace, claim, fingerprint
 
@@ -35,83 +35,93 @@ def prepare(settings: PrepareSettings) -> None:
     progress = Progress("prepare")
     output = output_path("output", settings.output, settings.storage)
     source = open_source("input", settings.input, settings.source, settings.storage)
-    evaluation_sets = [
-        open_source("exclude_overlap_with", value, settings.source, settings.storage)
-        for value in settings.exclude_overlap_with
-    ]
+    evaluation_sets = {
+        name: open_source(set_field(name), evaluation.input, evaluation.source, settings.storage)
+        for name, evaluation in settings.exclude_overlap_with.items()
+    }
     print(source.describe(), flush=True)
-    inputs = [settings.input, *settings.exclude_overlap_with]
+    inputs = {"input": settings.input}
+    inputs |= {set_field(name): evaluation.input for name, evaluation in settings.exclude_overlap_with.items()}
     identity = {
         "job": "prepare",
         "settings": settings.model_dump(mode="json", exclude=NOT_IN_IDENTITY),
-        "source": [fingerprint("input", value, settings.storage) for value in inputs],
+        "source": [fingerprint(field, value, settings.storage) for field, value in inputs.items()],
     }
     with explained("output", settings.output), claim(output, identity, settings.overwrite) as work:
         manifest = work.manifest or _make_output(work, settings, source, evaluation_sets, progress)
         status = "already finished, nothing to do; " if work.manifest else ""
     counts = manifest["counts"]
+    by_set = "".join(f", {name} {count}" for name, count in manifest["overlapping"].items()).removeprefix(", ")
     left_out = f"left out {counts['duplicates']} duplicates and {counts['overlapping']} rows of evaluation sets"
+    left_out += f" ({by_set})" if by_set else ""
+    if manifest["new_ids"]:
+        left_out += f"; {manifest['new_ids']} ids that another row has were made unique"
     splits = ", ".join(f"{rows} {split}" for split, rows in manifest["splits"].items())
     detail = f"{status}{left_out}; {splits}; {output}"
     progress.summary(counts["rows_in"], counts["rows_out"], counts["rejected"], detail)
 
 
 def _make_output(
-    work: Workspace, settings: PrepareSettings, source: Source, evaluation_sets: list[Source], progress: Progress
+    work: Workspace,
+    settings: PrepareSettings,
+    source: Source,
+    evaluation_sets: Mapping[str, Source],
+    progress: Progress,
 ) -> dict[str, Any]:
     """Do the remaining work and publish the output; returns its manifest."""
-    plan = work.planned("pieces", partial(_pieces, source))
+    plan = work.planned("pieces", partial(planned_pieces, source, "input", settings.input))
     if not plan:
         raise DataError(f"input='{settings.input}' has no rows; give a source with at least one")
     connect(min_cpus=2)
-    overlap = _hash_images(work, settings, evaluation_sets, progress) if evaluation_sets else None
+    overlap = hash_images(work, settings, evaluation_sets, progress)
     rows = [piece["rows"] for piece in plan]
     limit = RejectedLimit(None if None in rows else sum(rows), settings.max_rejected_fraction)
     folder = work.folder("clean")
     clean = CleanPiece(source, settings, folder, overlap)
     results = run_units(work, "clean", plan, clean, progress, on_result=limit.add)
     limit.check()
-    arrangement = arrange(folder, results, settings.file_megabytes * 2**20, settings.input)
+    root = str(open_path("input", settings.input, settings.storage)).rstrip("/")
+    names = [_file_name(piece["file"], root) for piece in plan]
+    arrangement = arrange(folder, results, settings.file_megabytes * 2**20, settings.input, names)
     if not arrangement.files:
         raise DataError(f"input='{settings.input}': all rows are unusable; the first is {limit.example}")
     schema = staged_schema(source)
     schema = schema.remove(schema.get_field_index(KEY))
     written = run_units(work, "write", arrangement.files, WriteFile(folder, work.tree, schema), progress)
-    return finish(work, _finished(settings, source, results, arrangement, written, schema))
+    return finish(work, _finished(settings, source, list(evaluation_sets), results, arrangement, written, schema))
 
 
-def _hash_images(
-    work: Workspace, settings: PrepareSettings, evaluation_sets: list[Source], progress: Progress
-) -> ImageHashes:
-    """Hashes of the images of all evaluation sets."""
-    results = []
-    for number, source in enumerate(evaluation_sets):
-        stage = f"overlap-{number}"
-        plan = work.planned(stage, partial(_pieces, source))
-        task = HashPiece(source, settings.image.max_pixels)
-        results += run_units(work, stage, plan, task, progress)
-    perceptual = [int(value, 16) for result in results for value in result["phash"]]
-    sha256 = {value for result in results for value in result["sha256"]}
-    return ImageHashes(sha256, np.array(perceptual, dtype=np.uint64))
-
-
-def _pieces(source: Source, scratch: UPath) -> list[dict[str, Any]]:
-    return [asdict(piece) for piece in source.pieces(scratch)]
+def _file_name(file: str, root: str) -> str:
+    """Name of a file of the input without its suffix: below the root, or that of the root if it lists the images."""
+    name = file.removeprefix(f"{root}/") if file.startswith(f"{root}/") else PurePosixPath(root).name
+    return str(PurePosixPath(name).with_suffix(""))
 
 
 def _finished(
     settings: PrepareSettings,
     source: Source,
+    evaluation_sets: list[str],
     results: list[dict[str, Any]],
     arrangement: Arrangement,
     written: list[dict[str, Any]],
     schema: pa.Schema,
 ) -> Finished:
-    counts = {name: sum(result[name] for result in results) for name in ("rows_in", "rejected", "overlapping")}
-    counts |= {"duplicates": len(arrangement.duplicates), "rows_out": sum(unit["rows_out"] for unit in written)}
+    by_set = {name: sum(result["overlapping"].get(name, 0) for result in results) for name in evaluation_sets}
+    counts = {
+        "rows_in": sum(result["rows_in"] for result in results),
+        "rejected": sum(result["rejected"] for result in results),
+        "overlapping": sum(by_set.values()),
+        "duplicates": len(arrangement.duplicates),
+        "rows_out": sum(unit["rows_out"] for unit in written),
+    }
     return Finished(
         title="Prepared data",
-        facts=[("source", source.describe())],
+        facts=[
+            ("source", source.describe()),
+            *((f"in evaluation set {name}", f"{count:,}") for name, count in by_set.items()),
+            ("ids made unique", f"{arrangement.renamed:,}"),
+        ],
+        details={"overlapping": by_set, "new_ids": arrangement.renamed},
         source=settings.input,
         settings=settings,
         counts=counts,

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -17,7 +17,7 @@ from pipelines.common.rejected_rows import QUARANTINE, QUARANTINE_SCHEMA, Reject
 from pipelines.common.settings import Settings, dump
 from pipelines.common.storage import arrow_filesystem
 from pipelines.common.whole_files import whole_file, write_whole
-from pipelines.data.report import Histogram, Sample, render_report
+from pipelines.data.report import Histogram, RejectedSamples, Sample, render_report
 from pipelines.data.workspace import Workspace
 
 SCHEMA_VERSION = 1
@@ -48,14 +48,19 @@ class Finished:
     """Converts an output row to a sample for the report."""
     rejected: Rejected | None = None
     """Additional rejected rows."""
+    details: dict[str, Any] = field(default_factory=dict)
+    """Further values of the manifest."""
 
 
 def finish(work: Workspace, finished: Finished) -> dict[str, Any]:
     """Complete the output in the workspace and publish it; returns the manifest."""
+    rejected_samples = RejectedSamples()
     with whole_file(work.tree / f"_{QUARANTINE}") as local:
         with parquet_writer(local, QUARANTINE_SCHEMA) as groups:
             for path in rejected_files(work.folder(finished.stage)):
-                groups.add(pq.read_table(path.path, filesystem=arrow_filesystem(path)))
+                rows = pq.read_table(path.path, filesystem=arrow_filesystem(path))
+                rejected_samples.add(rows)
+                groups.add(rows.select(QUARANTINE_SCHEMA.names))
             if finished.rejected:
                 groups.add(finished.rejected.table())
         quarantine = {"name": f"_{QUARANTINE}", "rows": groups.rows, "sha256": file_sha256(local)}
@@ -72,6 +77,7 @@ def finish(work: Workspace, finished: Finished) -> dict[str, Any]:
         rejected=[(stage, reason, count) for (stage, reason), count in reasons.items()],
         histograms=finished.histograms,
         samples=_samples(work.tree, finished),
+        rejected_samples=rejected_samples.chosen,
         settings=dump(finished.settings),
     )
     write_whole(work.tree / REPORT, report.encode())
@@ -80,6 +86,7 @@ def finish(work: Workspace, finished: Finished) -> dict[str, Any]:
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "source": finished.source,
         "counts": finished.counts,
+        **finished.details,
         "splits": {split: rows for split, rows in splits.items() if split},
         "tokens": {histogram.title: histogram.summary() for histogram in finished.histograms},
         "columns": {field.name: str(field.type) for field in finished.schema},

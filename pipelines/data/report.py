@@ -1,17 +1,19 @@
 """The data report: an HTML file with counts, text lengths in CLIP tokens, reasons for rejection, and samples."""
 
 import base64
-import io
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import yaml
 
 from longclip.constants import CLIP_CONTEXT_LENGTH, LONG_CLIP_CONTEXT_LENGTH
-from longclip.errors import ImageError
-from longclip.images import decode_image
 from pipelines.common.pages import TEMPLATES
+from pipelines.common.rejected_rows import SAMPLES_PER_REASON, without_values
+from pipelines.common.thumbnails import thumbnail
 
 BIN_TOKENS, BINS = 8, 40
 """Bars of the histogram: 0 to 319 tokens, and one bar for longer texts."""
@@ -19,7 +21,6 @@ BIN_TOKENS, BINS = 8, 40
 MARKS = (CLIP_CONTEXT_LENGTH, LONG_CLIP_CONTEXT_LENGTH)
 """Context lengths of CLIP and Long-CLIP."""
 
-THUMBNAIL_SIDE = 192
 MAX_REASONS = 50
 
 
@@ -92,14 +93,39 @@ class Sample:
     @property
     def thumbnail(self) -> str | None:
         """The image as a small data URI; None if there is none or it cannot be decoded."""
-        try:
-            image = decode_image(self.image or b"")
-        except ImageError:
-            return None
-        image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
-        out = io.BytesIO()
-        image.save(out, "JPEG", quality=85)
-        return f"data:image/jpeg;base64,{base64.b64encode(out.getvalue()).decode()}"
+        return _data_uri(thumbnail(self.image or b""))
+
+
+@dataclass(frozen=True)
+class RejectedSample:
+    """A rejected row shown in the report."""
+
+    id: str
+    reason: str
+    caption: str
+    thumbnail: str | None
+    """The image as a small data URI; None if it cannot be decoded."""
+
+
+class RejectedSamples:
+    """Chooses some rejected rows, of as many reasons as possible."""
+
+    def __init__(self) -> None:
+        self.chosen: list[RejectedSample] = []
+        self._counts: Counter[str] = Counter()
+
+    def add(self, rows: pa.Table) -> None:
+        """Consider rows of `pipelines.common.rejected_rows.SAMPLE_SCHEMA`."""
+        for row in rows.filter(pc.field("caption").is_valid()).to_pylist():
+            group = without_values(row["reason"])
+            self._counts[group] += 1
+            if self._counts[group] <= SAMPLES_PER_REASON and len(self.chosen) < MAX_REASONS:
+                uri = _data_uri(row["thumbnail"])
+                self.chosen.append(RejectedSample(row["id"], row["reason"], row["caption"], uri))
+
+
+def _data_uri(jpeg: bytes | None) -> str | None:
+    return None if jpeg is None else f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
 
 
 def render_report(
@@ -109,6 +135,7 @@ def render_report(
     histograms: Sequence[Histogram],
     samples: Sequence[Sample],
     settings: Mapping[str, Any],
+    rejected_samples: Sequence[RejectedSample] = (),
 ) -> str:
     """Render the report as one HTML file. All texts are escaped, because they come from the data.
 
@@ -119,6 +146,7 @@ def render_report(
         histograms: distributions of text lengths.
         samples: rows to show.
         settings: settings of the job.
+        rejected_samples: rejected rows to show.
     """
     return TEMPLATES.get_template("data/report.html").render(
         title=title,
@@ -128,5 +156,6 @@ def render_report(
         histograms=[histogram for histogram in histograms if histogram.texts],
         marks=[(mark, mark / BIN_TOKENS / (BINS + 1)) for mark in MARKS],
         samples=samples,
+        rejected_samples=rejected_samples,
         settings=yaml.safe_dump(dict(settings), sort_keys=False),
     )

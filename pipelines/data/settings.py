@@ -1,5 +1,7 @@
 """Settings of `prepare.py`. Imports neither Ray nor torch: `--help` needs this module."""
 
+import re
+from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PositiveInt
@@ -37,8 +39,33 @@ class CleanSettings(Settings):
     evaluation set."""
 
 
-def _as_list(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
+class EvaluationSet(Settings):
+    """An evaluation set whose images are left out: `--set exclude_overlap_with.docci.input=/data/docci`."""
+
+    input: str
+    """File, directory or URI of the evaluation set, in any supported layout."""
+    source: SourceSettings = SourceSettings()
+    """How it is read. Nothing is taken from the settings of the job's own input."""
+    max_unreadable_fraction: float = Field(0.0, ge=0, le=1)
+    """Maximum share of its images that cannot be read: what is in them would stay in the output."""
+
+
+def _by_name(value: Any) -> Any:
+    """Evaluation sets by name: a path, or each path of a list, is a set with the name of its file or directory."""
+    if isinstance(value, str | list):
+        named: dict[str, Any] = {}
+        for path in [value] if isinstance(value, str) else value:
+            stem = re.sub(r"[^\w@-]", "-", PurePosixPath(str(path)).stem) or "set"
+            number = next(number for number in range(1, len(named) + 2) if _numbered(stem, number) not in named)
+            named[_numbered(stem, number)] = path
+        value = named
+    if not isinstance(value, dict):
+        return value
+    return {name: {"input": entry} if isinstance(entry, str) else entry for name, entry in value.items()}
+
+
+def _numbered(stem: str, number: int) -> str:
+    return stem if number == 1 else f"{stem}-{number}"
 
 
 class PrepareSettings(CleanSettings):
@@ -49,8 +76,9 @@ class PrepareSettings(CleanSettings):
     output: str
     """Directory or URI of the clean data set."""
     source: SourceSettings = SourceSettings()
-    exclude_overlap_with: Annotated[list[str], BeforeValidator(_as_list)] = Field(default=[])
-    """Evaluation sets in any supported layout; images that occur in one of them are left out."""
+    exclude_overlap_with: Annotated[dict[str, EvaluationSet], BeforeValidator(_by_name)] = Field(default={})
+    """Evaluation sets whose images are left out: a path, a list of paths, or sets by name, each with `input` and maybe
+    `source` (as for the input) and `max_unreadable_fraction` (default 0)."""
     file_megabytes: PositiveInt = 256
     """Target size of an output file."""
     max_rejected_fraction: float = Field(0.05, ge=0, le=1)
@@ -60,5 +88,8 @@ class PrepareSettings(CleanSettings):
     storage: Storage = Storage()
 
 
-NOT_IN_IDENTITY = {"output", "storage", "overwrite", "max_rejected_fraction"}
+NOT_IN_IDENTITY: dict[str, Any] = {
+    **dict.fromkeys(("output", "storage", "overwrite", "max_rejected_fraction"), True),
+    "exclude_overlap_with": {"__all__": {"max_unreadable_fraction"}},
+}
 """Settings that do not affect the content of the output: a rerun that changes them continues the same work."""
