@@ -37,7 +37,7 @@ class Progress:
         seconds = time.monotonic() - self.started
         tail = f"; {detail}" if detail else ""
         counts = f"{rows_in} rows in, {rows_out} out, {rejected} rejected"
-        rate = f", {rows_in / seconds:.3g} rows/s" if rows_in > 1 else ""
+        rate = f", {rows_in / seconds:,.{0 if rows_in >= 100 * seconds else 1}f} rows/s" if rows_in > 1 else ""
         report(f"{self.verb}: {counts}, {seconds:.1f} s{rate}{tail}")
 
 

@@ -145,6 +145,34 @@ def test_exif_orientation_is_applied(orientation: int) -> None:
     assert np.array_equal(np.asarray(decode_image(data)), np.asarray(upright))
 
 
+def test_exif_that_cannot_be_rewritten_does_not_reject_an_image() -> None:
+    orientation = struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0)
+    resolution = struct.pack("<HHI4s", 0x011A, 2, 4, b"odd\0")  # a text where a rational number belongs
+    tags = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + orientation + resolution + bytes(4)
+    image = Image.open(io.BytesIO(picture(size=(40, 24))))
+    data = encode(image, "JPEG", exif=tags)
+    upright = Image.open(io.BytesIO(encode(image, "JPEG"))).transpose(Image.Transpose.ROTATE_270)
+    assert decode_image(data).tobytes() == upright.tobytes()
+
+
+def test_floating_point_and_wide_integer_pixels_are_scaled_or_rejected() -> None:
+    ramp = np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)
+
+    def grey(values: np.ndarray, image_format: str = "TIFF") -> np.ndarray:
+        return np.asarray(decode_image(encode(Image.fromarray(values), image_format)).convert("L"))
+
+    expected = (ramp * 255).round().astype(np.uint8)
+    assert np.array_equal(grey(ramp), expected)
+    assert np.array_equal(grey(expected.astype(np.float32)), expected)
+    assert np.array_equal(grey(expected.astype(np.int32)), expected)
+    with pytest.raises(ImageError, match="floating-point pixels from -3 to 97, whose range is unknown"):
+        grey(ramp * 100 - 3)
+    with pytest.raises(ImageError, match="32-bit pixels from 0 to 65535, whose range is unknown"):
+        grey((ramp * 65535).astype(np.int32))
+    plain = b"P5 8 8 65535 " + (ramp * 65535).astype(">u2").tobytes()
+    assert np.abs(np.asarray(decode_image(plain).convert("L")).astype(int) - expected).max() <= 1
+
+
 @pytest.mark.parametrize("image_format", ["PNG", "JPEG", "WEBP", "GIF"])
 def test_truncated_files(image_format: str) -> None:
     data = picture(size=(200, 150), image_format=image_format)
