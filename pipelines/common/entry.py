@@ -19,7 +19,8 @@ def run_entry(main: Callable[[], None]) -> NoReturn:
         cause = user_error(error)
         if cause is None:
             raise
-        print(f"error: {cause}", file=sys.stderr)
+        # Our messages are one line. Ray Data appends advice about its own retries to those of a worker.
+        print(f"error: {str(cause).partition(chr(10))[0]}", file=sys.stderr)
         sys.exit(cause.exit_code)
     sys.exit(0)
 
