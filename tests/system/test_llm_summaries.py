@@ -14,7 +14,8 @@ from longclip.errors import ConfigError
 from pipelines.data.summaries.preflight import check_strategies
 from pipelines.data.summaries.settings import Checks, SummarySettings, Vllm
 from pipelines.data.summaries.summarizers import checked_summaries
-from pipelines.data.summaries.vllm import vllm_config, vllm_processor, vllm_summaries
+from pipelines.data.summaries.vllm import INSTEAD, vllm_processor, vllm_summaries
+from pipelines.data.vllm_engine import vllm_config
 from tests.support.local_ray import own_ray
 
 STAND_IN = '''
@@ -132,7 +133,7 @@ def test_configuration_is_accepted_by_ray(vllm: None) -> None:
         accelerator_type="H100",
     )
     before = json.dumps(settings.engine_kwargs)
-    config = vllm_config(settings, engines=3)
+    config = vllm_config(settings, 3, INSTEAD)
     assert (config.model_source, config.concurrency, config.batch_size) == ("org/name", 3, 8)
     assert config.should_continue_on_error
     assert config.engine_kwargs["max_model_len"] == 4096

@@ -22,7 +22,7 @@ EXTRAS_OF = {
     "longclip/index": ("index",),
     "longclip/weights/onnx.py": ("onnx",),
     "pipelines": ("pipelines",),
-    "pipelines/data/summaries/vllm.py": ("pipelines", "vllm"),
+    "pipelines/data/vllm_engine.py": ("pipelines", "vllm"),
     "serving": ("serving",),
     "serving/client.py": ("client",),
     "tests": ("dev",),

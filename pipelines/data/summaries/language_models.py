@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from longclip.errors import ConfigError
-from pipelines.data.summaries.model_loading import in_batches, load_model, model_source, reading
+from pipelines.data.model_loading import in_batches, load_model, model_source, reading
 from pipelines.data.summaries.settings import Chat, Seq2Seq
 
 SPARE_TOKENS = 8

@@ -9,8 +9,8 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from longclip.errors import CheckpointError, ConfigError, one_line
+from pipelines.data.model_loading import model_source, reading
 from pipelines.data.summaries.language_models import chat_texts
-from pipelines.data.summaries.model_loading import model_source, reading
 from pipelines.data.summaries.sentence_embedding import embedding_source
 from pipelines.data.summaries.settings import Chat, Seq2Seq, SummarySettings, Vllm
 
@@ -61,9 +61,11 @@ def _check_chat(settings: Chat) -> None:
 
 
 def _check_vllm(settings: Vllm) -> None:
-    from pipelines.data.summaries.vllm import vllm_config  # imports ray.data.llm, which takes seconds
+    # They import ray.data.llm, which takes seconds.
+    from pipelines.data.summaries.vllm import INSTEAD
+    from pipelines.data.vllm_engine import vllm_config
 
-    source = vllm_config(settings).model_source
+    source = vllm_config(settings, 1, INSTEAD).model_source
     if "://" in source:
         return
     with reading("vllm.model", source):

