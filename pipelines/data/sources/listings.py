@@ -5,6 +5,7 @@ which those layouts store apart from their images.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 
 import ijson
@@ -18,7 +19,7 @@ from pipelines.common.whole_files import whole_file
 from pipelines.data.sources.listing_layouts import BATCH_ENTRIES, LAYOUTS, Entry
 from pipelines.data.sources.parquet import PROBLEM, ParquetSource, parquet_source
 from pipelines.data.sources.settings import SourceSettings
-from pipelines.data.sources.source import Piece, SourceRow
+from pipelines.data.sources.source import NO_CAPTION, Piece, SourceRow
 
 FILE = "entries.parquet"
 
@@ -29,10 +30,18 @@ class ListingSource:
     extra = pa.schema([])
 
     def __init__(
-        self, field: str, path: UPath, kind: str, settings: SourceSettings, storage: Storage, images: UPath
+        self,
+        field: str,
+        path: UPath,
+        kind: str,
+        settings: SourceSettings,
+        storage: Storage,
+        images: UPath,
+        captions_required: bool = True,
     ) -> None:
         self.field, self.path, self.kind = field, path, kind
         self.settings, self.storage, self.images = settings, storage, images
+        self.captions_required = captions_required
         first = list(islice(self._entries(), BATCH_ENTRIES))
         if settings.split is not None and not first:
             raise DataError(f"{field}='{path}' has no entry with source.split='{settings.split}'; check the name")
@@ -83,7 +92,9 @@ class ListingSource:
             wanted = self.settings.split
             entries = LAYOUTS[self.kind](self.path, self.images, self.settings)
             chosen = (entry for entry in entries if wanted in (None, entry.split))
-            yield from islice(chosen, self.settings.first_rows)
+            for entry in islice(chosen, self.settings.first_rows):
+                lacks_caption = entry.problem in NO_CAPTION and entry.image and not self.captions_required
+                yield replace(entry, problem=None) if lacks_caption else entry
         except (ijson.JSONError, UnicodeDecodeError) as error:
             raise DataError(
                 f"{self.field}='{self.path}' cannot be read as {self.kind}: {one_line(error, 200)}"

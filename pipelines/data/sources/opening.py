@@ -15,7 +15,9 @@ from pipelines.data.sources.source import Source
 from pipelines.data.sources.tar import TarSource
 
 
-def open_source(field: str, value: str, settings: SourceSettings, storage: Storage) -> Source:
+def open_source(
+    field: str, value: str, settings: SourceSettings, storage: Storage, captions_required: bool = True
+) -> Source:
     """Open the source that a setting names.
 
     Args:
@@ -23,6 +25,7 @@ def open_source(field: str, value: str, settings: SourceSettings, storage: Stora
         value: file, directory or URI.
         settings: format, or `auto`, and names of columns.
         storage: access to object storage.
+        captions_required: whether a row without a caption has a problem.
 
     Raises:
         ConfigError: a setting does not apply to the layout.
@@ -40,10 +43,11 @@ def open_source(field: str, value: str, settings: SourceSettings, storage: Stora
         if kind == "cifar":
             return CifarSource(field, path)
         if kind == "parquet":
-            return parquet_source(field, open_parquet(field, value, storage, []), settings, storage, images)
+            data = open_parquet(field, value, storage, [])
+            return parquet_source(field, data, settings, storage, images, captions_required=captions_required)
         if kind == "webdataset":
-            return TarSource(field, path, settings, storage)
-        return ListingSource(field, path, kind, settings, storage, images)
+            return TarSource(field, path, settings, storage, captions_required)
+        return ListingSource(field, path, kind, settings, storage, images, captions_required)
 
 
 def _images_root(path: UPath, kind: str) -> UPath:

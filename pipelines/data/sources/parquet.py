@@ -15,7 +15,7 @@ from pipelines.data.sources.captions import caption_texts
 from pipelines.data.sources.cells import bytes_of_lists, holds_lists, image_cell, like
 from pipelines.data.sources.image_references import ImageReferences
 from pipelines.data.sources.settings import CAPTION_NAMES, ID_NAMES, IMAGE_NAMES, SourceSettings, first_known
-from pipelines.data.sources.source import Piece, SourceRow
+from pipelines.data.sources.source import NO_CAPTION, Piece, SourceRow
 
 BATCH_ROWS = 64
 PROBLEM = "_problem"
@@ -30,19 +30,21 @@ class ParquetSource:
     name: str
     id: str | None
     image: str
-    caption: str
+    caption: str | None
     references: ImageReferences
     settings: SourceSettings
     storage: Storage
+    captions_required: bool = True
     lists: bool = False
     extra: pa.Schema = field(default_factory=lambda: pa.schema([]))
 
     def describe(self) -> str:
         """See `Source`."""
         kind = _type_of(self.data, self.image)
+        caption = f"caption '{self.caption}' ({'lists' if self.lists else 'texts'})" if self.caption else "no captions"
         return (
             f"{self.name}: {len(self.data.files)} files, {self.data.rows} rows; id '{self.id or '(row number)'}',"
-            f" image '{self.image}' ({kind}), caption '{self.caption}' ({'lists' if self.lists else 'texts'})"
+            f" image '{self.image}' ({kind}), {caption}"
         )
 
     def pieces(self, scratch: UPath) -> list[Piece]:
@@ -55,7 +57,7 @@ class ParquetSource:
     def read(self, piece: Piece) -> Iterator[SourceRow]:
         """See `Source`."""
         path = open_path("input", piece.file, self.storage)
-        columns = [self.image, self.caption, *self.extra.names]
+        columns = [self.image, *([self.caption] if self.caption else []), *self.extra.names]
         columns += [name for name in (self.id, PROBLEM) if name in self.data.schema.names]
         id_format, number = f"{self._stem(piece.file)}-{{:08d}}", piece.first
         for part in read_rows(path, piece.first, piece.rows or 0, BATCH_ROWS, list(dict.fromkeys(columns))):
@@ -74,8 +76,11 @@ class ParquetSource:
         fetched = dict(zip(to_fetch, self.references.fetch([str(images[row][0]) for row in to_fetch]), strict=True))
         for number, row in enumerate(rows):
             key, key_problem = _key(row.get(self.id) if self.id else None)
-            label = row[self.caption] if self.settings.label else None
-            captions, caption_problem = ([str(label)], None) if label is not None else caption_texts(row[self.caption])
+            cell = row[self.caption] if self.caption else None
+            label = cell if self.settings.label else None
+            captions, caption_problem = ([str(label)], None) if label is not None else caption_texts(cell)
+            if caption_problem in NO_CAPTION and not self.captions_required:
+                caption_problem = None
             image, image_problem = self._image(*images[number], fetched.get(number))
             yield SourceRow(
                 id=key or id_format.format(rows_before + number),
@@ -105,7 +110,13 @@ class ParquetSource:
 
 
 def parquet_source(
-    field_name: str, data: ParquetSet, settings: SourceSettings, storage: Storage, images: UPath, name: str = "parquet"
+    field_name: str,
+    data: ParquetSet,
+    settings: SourceSettings,
+    storage: Storage,
+    images: UPath,
+    name: str = "parquet",
+    captions_required: bool = True,
 ) -> ParquetSource:
     """Open Parquet files as a source.
 
@@ -119,8 +130,8 @@ def parquet_source(
         "caption": first_known(settings.label or settings.caption, CAPTION_NAMES, present),
     }
     for role, column in roles.items():
-        if column is None:
-            configured = getattr(settings, role)
+        configured = settings.image if role == "image" else settings.label or settings.caption
+        if column is None and (role == "image" or captions_required or configured):
             searched = f"'{configured}'" if configured else "under any well-known name"
             raise DataError(
                 f"{field_name}='{data.root}': no {role} column ({searched}); it has {', '.join(present)}; name"
@@ -129,11 +140,11 @@ def parquet_source(
     key = first_known(settings.id, ID_NAMES, present)
     if settings.id and key is None:
         raise DataError(f"{field_name}='{data.root}': column '{settings.id}' is missing; it has {', '.join(present)}")
-    for column in [*roles.values(), *([key] if key else [])]:
-        _check_types(field_name, data, str(column), like)
+    for column in filter(None, (*roles.values(), key)):
+        _check_types(field_name, data, column, like)
     for column in settings.keep:
         _check_types(field_name, data, column, _same_width_aside)
-    image, caption = str(roles["image"]), str(roles["caption"])
+    image, caption = str(roles["image"]), roles["caption"]
     references = ImageReferences(images, settings.uri_schemes, settings.max_image_bytes, storage)
     return ParquetSource(
         data=data,
@@ -144,7 +155,8 @@ def parquet_source(
         references=references,
         settings=settings,
         storage=storage,
-        lists=holds_lists(_type_of(data, caption)),
+        captions_required=captions_required,
+        lists=caption is not None and holds_lists(_type_of(data, caption)),
         extra=pa.schema([(column, _type_of(data, column)) for column in settings.keep]),
     )
 

@@ -9,6 +9,14 @@ from upath import UPath
 
 from pipelines.common.storage import explained
 
+NO_CAPTION = (
+    "caption is missing",
+    "entry has no caption",
+    "sample has no caption",
+    "image has no .txt file with its caption",
+)
+"""Problems of rows that only lack a caption, which a job that writes captions does not mind."""
+
 
 @dataclass(frozen=True)
 class Piece:

@@ -12,7 +12,7 @@ from longclip.errors import DataError
 from pipelines.common.storage import Storage, open_path
 from pipelines.data.sources.captions import caption_texts
 from pipelines.data.sources.settings import CAPTION_NAMES, SourceSettings, first_known
-from pipelines.data.sources.source import Piece, SourceRow
+from pipelines.data.sources.source import NO_CAPTION, Piece, SourceRow
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
@@ -38,8 +38,10 @@ class TarSource:
 
     extra = pa.schema([])
 
-    def __init__(self, field: str, path: UPath, settings: SourceSettings, storage: Storage) -> None:
-        self.settings, self.storage = settings, storage
+    def __init__(
+        self, field: str, path: UPath, settings: SourceSettings, storage: Storage, captions_required: bool = True
+    ) -> None:
+        self.settings, self.storage, self.captions_required = settings, storage, captions_required
         names = [path.path] if path.is_file() else sorted(path.fs.find(path.path))
         prefix = str(path)[: -len(path.path)] if str(path).endswith(path.path) else ""
         self.files = [prefix + name for name in names if name.endswith(TAR_SUFFIXES)]
@@ -102,6 +104,8 @@ class TarSource:
             return row
         image = next((members[suffix] for suffix in IMAGE_SUFFIXES if suffix in members), None)
         row.captions, problem = self._captions(members)
+        if problem in NO_CAPTION and not self.captions_required:
+            problem = None
         row.image, row.problem = image or b"", "sample has no image" if image is None else problem
         return row
 

@@ -279,3 +279,36 @@ def test_listing_entries_are_written_once(tmp_path: Path) -> None:
     before = read_all(open_set(path), scratch)
     path.write_text(path.read_text().splitlines()[0])
     assert read_all(open_set(path), scratch) == before, "a running job must keep the pieces it started with"
+
+
+def test_images_without_captions_are_read_if_captions_are_optional(tmp_path: Path) -> None:
+    def read_optional(path: Path, **settings: Any) -> dict[str, tuple[str | None, list[str], bool]]:
+        source = open_source("input", str(path), SourceSettings(**settings), Storage(), captions_required=False)
+        rows = read_all(pickle.loads(pickle.dumps(source)), tmp_path / f"scratch {path.name}")
+        return {row.id: (row.problem, row.captions, row.image in (jpeg(1), jpeg(2))) for row in rows}
+
+    nothing, short = (None, [], True), (None, ["A dog."], True)
+    parquet = write_parquet(tmp_path / "x.parquet", id=["a", "b"], image=[jpeg(1), jpeg(2)])
+    assert read_optional(parquet) == {"a": nothing, "b": nothing}
+    parquet = write_parquet(tmp_path / "y.parquet", id=["a", "b"], image=[jpeg(1), jpeg(2)], text=[None, "A dog."])
+    assert read_optional(parquet) == {"a": nothing, "b": short}
+    for configured in ("caption", "label"):
+        with pytest.raises(DataError, match=r"no caption column \('txet'\)"):
+            read_optional(parquet, **{configured: "txet"})
+    tar = write_tar(tmp_path / "x.tar", [("a.jpg", jpeg(1)), ("b.jpg", jpeg(2)), ("b.txt", b"A dog.")])
+    assert read_optional(tar) == {"a": nothing, "b": short}
+    folder = tmp_path / "folder" / "below"
+    folder.mkdir(parents=True)
+    (folder / "a.jpg").write_bytes(jpeg(1))
+    (folder / "b.jpg").write_bytes(jpeg(2))
+    (folder / "b.txt").write_text("A dog.")
+    (folder / "z.txt").write_text("No image.")
+    lost = ("'below/z.txt' has no image", [], False)
+    assert read_optional(folder.parent) == {"below/a": nothing, "below/b": short, "below/z": lost}
+    lines = [{"id": "a", "image": "below/a.jpg"}, {"id": "b", "image": "below/b.jpg", "text": "A dog."}, {"id": "c"}]
+    listing = folder.parent / "x.jsonl"
+    listing.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    assert read_optional(listing) == {"a": nothing, "b": short, "c": ("entry has no image", [], False)}
+    everything = {"images": [{"id": 1, "file_name": "below/a.jpg"}], "annotations": []}
+    listing = write_json(folder.parent / "x.json", everything)
+    assert read_optional(listing) == {"1": nothing}
