@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import httpx
@@ -64,6 +65,24 @@ class RequestError(Exception):
     """One conversation got no reply; others may."""
 
 
+class ReplyError(RequestError):
+    """The server answered with something that is not a chat completion; the same request may succeed."""
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What a server replied."""
+
+    text: str
+    """The message; empty where the model wrote nothing."""
+    finish_reason: str | None = None
+    """Why the model stopped: `stop`, `length`, `content_filter`, `refusal`; None if the server does not say."""
+    prompt_tokens: int | None = None
+    """Tokens of the conversation; None if the server does not say."""
+    completion_tokens: int | None = None
+    """Tokens of the reply; None if the server does not say."""
+
+
 class ChatEndpoint:
     """Sends conversations to a server."""
 
@@ -106,8 +125,8 @@ class ChatEndpoint:
                     )
         return [reply if isinstance(reply, str) else "" for reply in replies]
 
-    def complete(self, messages: Messages) -> str:
-        """The reply to a conversation; empty where the model wrote nothing.
+    def complete(self, messages: Messages) -> Completion:
+        """The reply to a conversation.
 
         Raises:
             ConfigError: the server rejects the key, the address or the model.
@@ -127,7 +146,10 @@ class ChatEndpoint:
         except httpx.RequestError as error:
             raise RequestError(one_line(error, 200) or type(error).__name__) from error
         if response.is_success:
-            return reply_text(body)
+            try:
+                return completion_of(body)
+            except ReplyError as error:
+                raise ReplyError(self._without_key(str(error))) from None
         problem = self._without_key(f"{response.status_code} {response.reason_phrase} {_excerpt(body)}".strip())
         if response.status_code in SETTING_ERRORS:
             raise ConfigError(
@@ -138,7 +160,7 @@ class ChatEndpoint:
 
     def _complete_or_error(self, messages: Messages) -> str | RequestError:
         try:
-            return self.complete(messages)
+            return self.complete(messages).text
         except RequestError as error:
             return error
 
@@ -147,19 +169,31 @@ class ChatEndpoint:
         return text.replace(self._key, "***") if self._key else text
 
 
-def reply_text(body: bytes) -> str:
-    """The text of the first choice in a chat completion; empty where the model wrote none.
+def completion_of(body: bytes) -> Completion:
+    """The first choice of a chat completion.
 
     Raises:
-        RequestError: the body is not a chat completion.
+        ReplyError: the body is not a chat completion.
     """
     try:
-        text = json.loads(body)["choices"][0]["message"]["content"]
-    except (ValueError, LookupError, TypeError):
+        reply = json.loads(body)
+        choice = reply["choices"][0]
+        text = choice["message"]["content"]
+    except (ValueError, LookupError, TypeError, RecursionError):
         text = body
     if not isinstance(text, str | None):
-        raise RequestError(f"the reply is not a chat completion: {_excerpt(body)}")
-    return text or ""
+        raise ReplyError(f"the reply is not a chat completion: {_excerpt(body)}")
+    finish_reason, refusal = choice.get("finish_reason"), choice["message"].get("refusal")
+    usage = reply.get("usage")
+    prompt_tokens, completion_tokens = (
+        usage.get(name) if isinstance(usage, dict) else None for name in ("prompt_tokens", "completion_tokens")
+    )
+    return Completion(
+        text=text or (refusal if isinstance(refusal, str) else ""),
+        finish_reason="refusal" if refusal else finish_reason if isinstance(finish_reason, str) else None,
+        prompt_tokens=prompt_tokens if isinstance(prompt_tokens, int) else None,
+        completion_tokens=completion_tokens if isinstance(completion_tokens, int) else None,
+    )
 
 
 def _excerpt(body: bytes) -> str:

@@ -57,7 +57,7 @@ class ChatHandler(BaseHTTPRequestHandler):
         if "redirected" in message:
             status = 307
         if "no choices" in message:
-            reply = {"choices": []}
+            reply = {"choices": [], "echo": message}
         if "content parts" in message:
             reply = {"choices": [{"message": {"content": [{"text": "A dog."}]}}]}
         if "null content" in message:

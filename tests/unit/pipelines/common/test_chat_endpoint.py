@@ -1,12 +1,20 @@
 """The client of chat completions, against a small server on this machine."""
 
+import json
 from typing import Any
 
 import pytest
 
 from longclip.errors import ConfigError
 from pipelines.common import http_retries
-from pipelines.common.chat_endpoint import ChatEndpoint, EndpointSettings, RequestError
+from pipelines.common.chat_endpoint import (
+    ChatEndpoint,
+    Completion,
+    EndpointSettings,
+    ReplyError,
+    RequestError,
+    completion_of,
+)
 from tests.support.chat_server import ChatServer
 
 
@@ -95,3 +103,27 @@ def test_key_is_never_in_an_error(chat_server: ChatServer, monkeypatch: pytest.M
     with pytest.raises(ConfigError, match="OPENAI_API_KEY contains characters") as raised:
         endpoint_of(chat_server.url)
     assert "secret" not in str(raised.value)
+
+
+def test_completion_has_the_reason_of_its_end_and_its_tokens() -> None:
+    def completion(message: dict[str, Any], **reply: Any) -> Completion:
+        choice = {"message": message, "finish_reason": reply.pop("finish_reason", None)}
+        return completion_of(json.dumps({"choices": [choice], **reply}).encode())
+
+    usage = {"prompt_tokens": 7, "completion_tokens": 3}
+    assert completion({"content": "A dog."}, finish_reason="stop", usage=usage) == Completion("A dog.", "stop", 7, 3)
+    assert completion({"content": "A dog."}, usage={"prompt_tokens": "7"}) == Completion("A dog.")
+    assert completion({"content": "A dog."}, usage=None) == Completion("A dog.")
+    assert completion({"content": None, "refusal": "No."}, finish_reason="stop") == Completion("No.", "refusal")
+    for body in (b"", b"{", b"[1]", b"\xff", b'{"choices": [{"message": "x"}]}', b"[" * 100_000):
+        with pytest.raises(ReplyError, match="not a chat completion"):
+            completion_of(body)
+
+
+def test_key_is_not_in_the_error_of_an_unreadable_reply(
+    chat_server: ChatServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "no choices")
+    with pytest.raises(ReplyError, match="not a chat completion") as raised:
+        endpoint_of(chat_server.url).complete([{"role": "user", "content": "no choices"}])
+    assert "no choices" not in str(raised.value)
