@@ -21,6 +21,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 pytest_plugins = (
     "tests.support.chat_server",
+    "tests.support.caption_server",
     "tests.support.exported_models",
     "tests.support.local_ray",
     "tests.support.s3_server",

@@ -33,12 +33,14 @@ def run_units(
     task: UnitTask,
     progress: Progress,
     workers: Workers | None = None,
+    units_at_once: int = 1,
     on_result: Callable[[dict[str, Any]], None] = lambda result: None,
 ) -> list[dict[str, Any]]:
     """Do the unfinished units of a stage; returns the results of all units in their order.
 
     A unit is finished when its result file exists. That file is written last: a unit whose worker was killed is
-    repeated, and overwrites the files of the first attempt.
+    repeated, and overwrites the files of the first attempt. A result with a true `stopped` is not written: the next run
+    does that unit again.
 
     Args:
         work: workspace of the output.
@@ -47,6 +49,7 @@ def run_units(
         task: sent to the workers by pickle.
         progress: reports finished units.
         workers: processes that keep the task, with any model it loaded; None for Ray tasks on any free CPU.
+        units_at_once: units that a process of `workers` does at the same time, in threads.
         on_result: called with every result, including those of an earlier run; may raise to stop the job.
     """
     folder = work.folder(stage)
@@ -65,7 +68,11 @@ def run_units(
             finished = dataset.map_batches(
                 RunUnits,
                 fn_constructor_args=[task, folder],
-                compute=ActorPoolStrategy(size=workers.count),
+                compute=ActorPoolStrategy(
+                    size=workers.count,
+                    max_concurrent_calls_per_actor=units_at_once,
+                    enable_true_multi_threading=units_at_once > 1,
+                ),
                 **workers.resources,
                 batch_size=1,
             )
@@ -103,6 +110,8 @@ class RunUnits:
         texts = []
         for number, unit in zip(batch["number"], batch["unit"], strict=True):
             with explained("output", self.folder):
-                texts.append(json.dumps(self.task(int(number), json.loads(unit))))
-                write_whole(self.folder / f"{int(number):06d}.json", texts[-1].encode())
+                result = self.task(int(number), json.loads(unit))
+                texts.append(json.dumps(result))
+                if not result.get("stopped"):
+                    write_whole(self.folder / f"{int(number):06d}.json", texts[-1].encode())
         return {"number": batch["number"], "result": np.array(texts, dtype=object)}
