@@ -281,13 +281,18 @@ def test_listing_entries_are_written_once(tmp_path: Path) -> None:
     assert read_all(open_set(path), scratch) == before, "a running job must keep the pieces it started with"
 
 
+Read = tuple[str | None, list[str], bool]
+"""Problem and captions of a row, and whether it has one of the images."""
+
+
 def test_images_without_captions_are_read_if_captions_are_optional(tmp_path: Path) -> None:
-    def read_optional(path: Path, **settings: Any) -> dict[str, tuple[str | None, list[str], bool]]:
+    def read_optional(path: Path, **settings: Any) -> dict[str, Read]:
         source = open_source("input", str(path), SourceSettings(**settings), Storage(), captions_required=False)
         rows = read_all(source, tmp_path / f"scratch {path.name}")
         return {row.id: (row.problem, row.captions, row.image in (jpeg(1), jpeg(2))) for row in rows}
 
-    nothing, short = (None, [], True), (None, ["A dog."], True)
+    nothing: Read = (None, [], True)
+    short: Read = (None, ["A dog."], True)
     parquet = write_parquet(tmp_path / "x.parquet", id=["a", "b"], image=[jpeg(1), jpeg(2)])
     assert read_optional(parquet) == {"a": nothing, "b": nothing}
     parquet = write_parquet(tmp_path / "y.parquet", id=["a", "b"], image=[jpeg(1), jpeg(2)], text=[None, "A dog."])
@@ -303,7 +308,7 @@ def test_images_without_captions_are_read_if_captions_are_optional(tmp_path: Pat
     (folder / "b.jpg").write_bytes(jpeg(2))
     (folder / "b.txt").write_text("A dog.")
     (folder / "z.txt").write_text("No image.")
-    lost = ("'below/z.txt' has no image", [], False)
+    lost: Read = ("'below/z.txt' has no image", [], False)
     assert read_optional(folder.parent) == {"below/a": nothing, "below/b": short, "below/z": lost}
     lines = [{"id": "a", "image": "below/a.jpg"}, {"id": "b", "image": "below/b.jpg", "text": "A dog."}, {"id": "c"}]
     listing = folder.parent / "x.jsonl"
