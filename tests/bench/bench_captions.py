@@ -65,7 +65,7 @@ def main() -> None:
     share = sum(samples) / len(samples) / requests
     full = sum(sample >= 0.95 * requests for sample in samples) / len(samples)
     print(
-        f"captions: {arguments.rows} rows in {seconds:.1f} s; at the server {share:.3f} of {requests} in flight"
+        f"captions: {arguments.rows} rows in {seconds:.1f} s; {share:.3f} of {requests} requests in flight on average"
     )
     print(f"captions: at least 95 % of them in {full:.3f} of the time; {len(samples)} samples")
 

@@ -39,7 +39,7 @@ def description(seed: Any, sentences: int = 13) -> str:
 FAULTS = {
     "refused": lambda seed: "I'm sorry, but I can't help with describing this image.",
     "looped": lambda seed: "A dog runs on the grass. " * 40,
-    "german": lambda seed: f"{GERMAN} {GERMAN.replace('Hund', 'Esel')}",
+    "german": lambda seed: GERMAN,
     "listed": lambda seed: "\n".join(f"- {line}." for line in description(seed).split(". ")),
     "short": lambda seed: "A dog on the grass.",
     "endless": lambda seed: description(seed, 24),
