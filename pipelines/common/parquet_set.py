@@ -16,6 +16,7 @@ from ray.data import Dataset
 from upath import UPath
 
 from longclip.errors import DataError
+from pipelines.common.file_listing import PARQUET_SUFFIXES, list_files
 from pipelines.common.storage import Storage, arrow_filesystem, existing_path, explained
 
 MANIFEST = "_manifest.json"
@@ -51,6 +52,8 @@ class ParquetSet:
 
     root: UPath
     files: tuple[ParquetFile, ...]
+    others: str = ""
+    """What other files there are below the root, for the log."""
 
     @property
     def rows(self) -> int:
@@ -91,7 +94,9 @@ class ParquetSet:
         """The rows as a Ray dataset; `options` are those of `ray.data.read_parquet`."""
         paths = [file.path.path for file in self.files]
         filesystem = arrow_filesystem(self.root)
-        return ray.data.read_parquet(paths, filesystem=filesystem, **options).select_columns(list(columns))
+        # Without `file_extensions=None`, Ray passes over files that are not named `*.parquet`.
+        dataset = ray.data.read_parquet(paths, filesystem=filesystem, file_extensions=None, **options)
+        return dataset.select_columns(list(columns))
 
 
 def open_parquet(
@@ -101,7 +106,7 @@ def open_parquet(
 
     Args:
         field: setting that contains `value`, for messages.
-        value: Parquet file, directory or URI. Names that begin with `_` or `.` are ignored.
+        value: Parquet file, directory or URI. Names that begin with `_` or `.` are ignored, links are followed.
         storage: access to object storage.
         columns: columns that every file must have.
         split: split to open if `value` has splits, as `prepare.py` writes them.
@@ -113,9 +118,9 @@ def open_parquet(
     with explained(field, value):
         if split and manifest_of(root).get("splits", {}).get(split):
             root = root / split
-        names = parquet_names(field, root)
+        paths, others = parquet_files(field, root)
         with ThreadPoolExecutor(FOOTER_READERS) as pool:
-            files = tuple(pool.map(lambda path: _footer(field, root, path), names))
+            files = tuple(pool.map(lambda path: _footer(field, root, path), paths))
     for file in (file for file in files if file.rows):
         missing = [column for column in columns if column not in file.schema.names]
         if missing:
@@ -124,7 +129,7 @@ def open_parquet(
                 f" {', '.join(file.schema.names)}; name yours with --set columns.<role>=<name>"
             )
     # Empty files, such as shards of which every download failed, often have columns without a type.
-    data = ParquetSet(root, tuple(file for file in files if file.rows))
+    data = ParquetSet(root, tuple(file for file in files if file.rows), others)
     if not data.files:
         raise DataError(f"{field}='{value}' has no rows; give a Parquet with at least one")
     return data
@@ -163,27 +168,18 @@ def manifest_of(root: UPath) -> dict[str, Any]:
         return {}
 
 
-def parquet_names(field: str, root: UPath) -> list[UPath]:
-    """Paths of all Parquet files at or below a path, sorted.
+def parquet_files(field: str, root: UPath) -> tuple[list[UPath], str]:
+    """All Parquet files at or below a path, sorted, and what other files there are, for the log.
 
     Raises:
-        DataError: there are none, or a job is publishing them or was killed while it did.
+        DataError: there are none, one cannot be read, or a job is publishing them or was killed while it did.
     """
-    if not root.is_dir():
-        return [root]
-    if (root / INCOMPLETE).exists():
+    if root.is_dir() and (root / INCOMPLETE).exists():
         raise DataError(
             f"{field}='{root}' is incomplete: a job is publishing it or was killed while publishing; run that job again"
         )
-    base = root.path.rstrip("/")
-    names = sorted(
-        name
-        for name in root.fs.find(base)
-        if name.endswith(".parquet") and not any(part[0] in "_." for part in name[len(base) + 1 :].split("/"))
-    )
-    if not names:
-        raise DataError(f"{field}='{root}' contains no .parquet file; give a directory that does")
-    return [root / name[len(base) + 1 :] for name in names]
+    listing = list_files(root)
+    return listing.data_files(field, PARQUET_SUFFIXES), listing.others(PARQUET_SUFFIXES) if root.is_dir() else ""
 
 
 def _footer(field: str, root: UPath, path: UPath) -> ParquetFile:

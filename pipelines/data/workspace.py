@@ -16,6 +16,7 @@ from upath import UPath
 
 from longclip.errors import ConfigError
 from longclip.files import publish_directory
+from pipelines.common.file_listing import file_versions
 from pipelines.common.lease import Lease
 from pipelines.common.parquet_set import INCOMPLETE, MANIFEST, manifest_of
 from pipelines.common.settings import flattened
@@ -119,9 +120,9 @@ def fingerprint(field: str, value: str, storage: Storage) -> str:
     path = existing_path(field, value, storage)
     digest = hashlib.sha256()
     with explained(field, value):
-        for name, info in sorted(path.fs.find(path.path, detail=True).items()):
+        for name, info in file_versions(path):
             version = info.get("ETag") or info.get("mtime") or info.get("LastModified")
-            digest.update(f"{name}\0{info.get('size')}\0{version}\n".encode())
+            digest.update(f"{name}\0{info.get('size')}\0{version}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 
