@@ -9,7 +9,7 @@ from importlib.machinery import PathFinder
 
 HIDDEN = frozenset(
     "ray mlflow fastapi starlette pydantic httpx aiohttp uvicorn pyarrow pandas upath s3fs botocore boto3 matplotlib"  # noqa: SIM905
-    " prometheus_client ijson imagehash faiss lance onnx onnx_ir onnxruntime onnxscript diffusers sentence_transformers"
+    " prometheus_client imagehash faiss lance onnx onnx_ir onnxruntime onnxscript diffusers sentence_transformers"
     " sklearn scipy pytest".split()
 )
 

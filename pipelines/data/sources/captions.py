@@ -4,21 +4,21 @@ import json
 from typing import Any
 
 from longclip.errors import DataError
-from pipelines.data.sources.settings import CAPTION_NAMES, first_known
-from pipelines.data.sources.text_decoding import MARK, decode_text
+from pipelines.data.sources.settings import CAPTION_NAMES, SourceSettings, first_known
+from pipelines.data.sources.text_decoding import DEFAULT, MARK, decode_text
 
 ANSWERING = ("gpt", "assistant", "model")
 TEXT_NAMES = (*CAPTION_NAMES, "raw", "sentence", "value")
 """Names of the text in a list of structs, such as COCO's `{"raw": "A dog."}`."""
 
 
-def caption_texts(cell: Any, encoding: str | None = None) -> tuple[list[str], str | None]:
+def caption_texts(cell: Any, encoding: str = DEFAULT) -> tuple[list[str], str | None]:
     """Texts of a caption cell, and the problem with it, if any.
 
     Args:
         cell: a text, a list of texts or of structs with a text, None, or a conversation whose first answer is the
             caption: turns with `from` and `value`, or `role` and `content`, as a list, its JSON or a struct of lists.
-        encoding: of texts that are bytes; None for UTF-8.
+        encoding: of texts that are bytes.
     """
     cell = _conversation(cell)
     if cell is None:
@@ -42,6 +42,41 @@ def caption_texts(cell: Any, encoding: str | None = None) -> tuple[list[str], st
         elif value is not None:
             return [], f"caption is not a text but {type(value).__name__}"
     return texts, None
+
+
+def side_captions(text: bytes | None, metadata: bytes | None, settings: SourceSettings) -> tuple[list[str], str | None]:
+    """Captions of an image from the files that share its name, and the problem with them, if any.
+
+    A .json file that is broken or has no caption does no harm if there is a text.
+
+    Args:
+        text: content of the text file, if there is one.
+        metadata: content of the .json file, if there is one.
+        settings: name of the JSON field, and encoding.
+    """
+    fields: Any = None
+    problem = None
+    if metadata is not None:
+        try:
+            fields = json.loads(decode_text(metadata, settings.encoding))
+        except DataError as error:
+            problem = f".json file {error}"
+        except (ValueError, RecursionError) as error:
+            problem = f".json file is not valid JSON: {error}"
+    present = {key: value for key, value in fields.items() if value is not None} if isinstance(fields, dict) else {}
+    name = first_known(settings.caption, CAPTION_NAMES, present)
+    # img2dataset repeats the text in its .json file; a longer caption added later is only in that file.
+    if name is not None and (text is None or settings.caption or name not in ("caption", "text", "txt")):
+        captions, problem = caption_texts(present[name])
+        if captions or text is None or settings.caption:
+            return captions, problem
+    if settings.caption is not None:
+        return [], problem or f"sample has no caption '{settings.caption}', neither as a file nor in its .json file"
+    if text is not None:
+        return caption_texts(text, settings.encoding)
+    if isinstance(fields, list):
+        return caption_texts(fields)
+    return [], problem or "sample has no caption"
 
 
 def _conversation(cell: Any) -> Any:

@@ -1,25 +1,29 @@
 """Sources with one file per image: annotation files and folders are converted, once, to Parquet of image references.
 
-From there on they are read as Parquet. Nothing is held in memory but the captions of COCO and of Karpathy's splits,
-which those layouts store apart from their images.
+From there on they are read as Parquet. Nothing is held in memory but the names of the files of folders, and the
+captions of COCO, which it stores apart from its images.
 """
 
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
 
-import ijson
 import pyarrow as pa
 from upath import UPath
 
 from longclip.errors import DataError, one_line
+from pipelines.common.file_listing import HIDDEN_MEDIA, list_files
 from pipelines.common.parquet_set import open_parquet, parquet_writer
 from pipelines.common.storage import Storage
 from pipelines.common.whole_files import whole_file
-from pipelines.data.sources.listing_layouts import BATCH_ENTRIES, LAYOUTS, Entry
+from pipelines.data.sources.entries import Entry, storable
+from pipelines.data.sources.folder_layouts import BATCH_ENTRIES, SIDE_SUFFIXES
+from pipelines.data.sources.listing_layouts import LAYOUTS
 from pipelines.data.sources.parquet import PROBLEM, ParquetSource, parquet_source
 from pipelines.data.sources.settings import SourceSettings
-from pipelines.data.sources.source import NO_CAPTION, Piece, SourceRow
+from pipelines.data.sources.source import Piece, SourceRow, only_lacks_caption
+from pipelines.data.sources.suffixes import IMAGE_SUFFIXES, METADATA_NAMES
+from pipelines.data.sources.text_decoding import HINT
 
 FILE = "entries.parquet"
 
@@ -50,9 +54,11 @@ class ListingSource:
 
     def describe(self) -> str:
         """See `Source`."""
-        return (
-            f"{self.kind}: {self.path}, images below {self.images}; captions are {'lists' if self.lists else 'texts'}"
-        )
+        others = ""
+        if self.path.is_dir():
+            others = list_files(self.path, HIDDEN_MEDIA).others((*IMAGE_SUFFIXES, *SIDE_SUFFIXES, *METADATA_NAMES))
+        kind = "lists" if self.lists else "texts"
+        return f"{self.kind}: {self.path}, images below {self.images}; captions are {kind}{others}"
 
     def pieces(self, scratch: UPath) -> list[Piece]:
         """See `Source`; the entries are written to `scratch`."""
@@ -92,10 +98,11 @@ class ListingSource:
             wanted = self.settings.split
             entries = LAYOUTS[self.kind](self.path, self.images, self.settings)
             chosen = (entry for entry in entries if wanted in (None, entry.split))
-            for entry in islice(chosen, self.settings.first_rows):
-                lacks_caption = entry.problem in NO_CAPTION and entry.image and not self.captions_required
-                yield replace(entry, problem=None) if lacks_caption else entry
-        except (ijson.JSONError, UnicodeDecodeError) as error:
-            raise DataError(
-                f"{self.field}='{self.path}' cannot be read as {self.kind}: {one_line(error, 200)}"
-            ) from error
+            for entry in map(storable, islice(chosen, self.settings.first_rows)):
+                usable = entry.image and not self.captions_required and only_lacks_caption(entry.problem)
+                yield replace(entry, problem=None) if usable else entry
+        except DataError as error:
+            raise DataError(f"{self.field}='{self.path}' cannot be read as {self.kind}: it {error}") from error
+        except UnicodeError as error:
+            reason = f"{one_line(error, 200)}; {HINT}"
+            raise DataError(f"{self.field}='{self.path}' cannot be read as {self.kind}: {reason}") from error

@@ -33,13 +33,9 @@ def open_source(
     """
     path = existing_path(field, value, storage)
     with explained(field, value):
-        kind = settings.format if settings.format != "auto" else detect_format(field, path)
+        kind = settings.format if settings.format != "auto" else detect_format(field, path, settings.encoding)
         images = open_path("source.images", settings.images, storage) if settings.images else _images_root(path, kind)
-        inapplicable = [name for name in ("split", "first_rows") if getattr(settings, name) is not None]
-        if kind not in LAYOUTS and inapplicable:
-            raise ConfigError(
-                f"source.{inapplicable[0]} does not apply to {kind}, only to {', '.join(LAYOUTS)}; remove it"
-            )
+        _check_applicable(settings, kind)
         if kind == "cifar":
             return CifarSource(field, path)
         if kind == "parquet":
@@ -50,10 +46,22 @@ def open_source(
         return ListingSource(field, path, kind, settings, storage, images, captions_required)
 
 
+def _check_applicable(settings: SourceSettings, kind: str) -> None:
+    """Refuse settings that a layout would ignore."""
+    for names, kinds in ((("split", "first_rows"), tuple(LAYOUTS)), (("label", "keep"), ("parquet",))):
+        for name in names:
+            if getattr(settings, name) and kind not in kinds:
+                raise ConfigError(f"source.{name} does not apply to {kind}, only to {', '.join(kinds)}; remove it")
+    if settings.images and kind in ("webdataset", "cifar"):
+        raise ConfigError(f"source.images does not apply to {kind}, which holds its images itself; remove it")
+
+
 def _images_root(path: UPath, kind: str) -> UPath:
     if kind == "urban1k":
         return path / "image"
     if kind == "dci":
         return path / "photos"
+    if kind in ("folder", "imagefolder", "class_folders"):
+        return path
     folder = path if path.is_dir() else path.parent
     return folder / "images" if (folder / "images").is_dir() else folder

@@ -15,7 +15,7 @@ from pipelines.data.sources.captions import caption_texts
 from pipelines.data.sources.cells import bytes_of_lists, holds_lists, image_cell, like
 from pipelines.data.sources.image_references import ImageReferences
 from pipelines.data.sources.settings import CAPTION_NAMES, ID_NAMES, IMAGE_NAMES, SourceSettings, first_known
-from pipelines.data.sources.source import NO_CAPTION, Piece, SourceRow
+from pipelines.data.sources.source import Piece, SourceRow, only_lacks_caption
 
 BATCH_ROWS = 64
 PROBLEM = "_problem"
@@ -44,7 +44,7 @@ class ParquetSource:
         caption = f"caption '{self.caption}' ({'lists' if self.lists else 'texts'})" if self.caption else "no captions"
         return (
             f"{self.name}: {len(self.data.files)} files, {self.data.rows} rows; id '{self.id or '(row number)'}',"
-            f" image '{self.image}' ({kind}), {caption}"
+            f" image '{self.image}' ({kind}), {caption}{self.data.others}"
         )
 
     def pieces(self, scratch: UPath) -> list[Piece]:
@@ -79,7 +79,7 @@ class ParquetSource:
             cell = row[self.caption] if self.caption else None
             label = cell if self.settings.label else None
             captions, caption_problem = ([str(label)], None) if label is not None else caption_texts(cell)
-            if caption_problem in NO_CAPTION and not self.captions_required:
+            if not self.captions_required and only_lacks_caption(caption_problem):
                 caption_problem = None
             image, image_problem = self._image(*images[number], fetched.get(number))
             yield SourceRow(

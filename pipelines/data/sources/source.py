@@ -9,13 +9,17 @@ from upath import UPath
 
 from pipelines.common.storage import explained
 
-NO_CAPTION = (
+_NO_CAPTION = (
     "caption is missing",
     "entry has no caption",
     "sample has no caption",
     "image has no .txt file with its caption",
 )
-"""Problems of rows that only lack a caption, which a job that writes captions does not mind."""
+
+
+def only_lacks_caption(problem: str | None) -> bool:
+    """Whether the problem of a row is that it has no caption, which a job that writes captions does not mind."""
+    return problem is not None and problem.startswith(_NO_CAPTION)
 
 
 @dataclass(frozen=True)

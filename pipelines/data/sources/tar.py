@@ -1,23 +1,30 @@
 """WebDataset tars, such as those of img2dataset: a sample is consecutive files with the same key."""
 
-import json
+import contextlib
+import itertools
+import posixpath
 import tarfile
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 from upath import UPath
 
 from longclip.errors import DataError
+from pipelines.common.file_listing import HIDDEN_MEDIA, list_files
 from pipelines.common.storage import Storage, open_path
-from pipelines.data.sources.captions import caption_texts
-from pipelines.data.sources.settings import CAPTION_NAMES, SourceSettings, first_known
-from pipelines.data.sources.source import NO_CAPTION, Piece, SourceRow
+from pipelines.data.sources.settings import SourceSettings
+from pipelines.data.sources.source import Piece, SourceRow, only_lacks_caption
+from pipelines.data.sources.suffixes import IMAGE_SUFFIXES, TAR_SUFFIXES
+from pipelines.data.sources.tar_samples import Member, is_needed, samples
+from pipelines.data.sources.text_decoding import printable
 
-TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-TEXT_SUFFIXES = (".txt", ".caption")
 MAX_TEXT_BYTES = 1024 * 1024
+MAX_LINKS = 8
+"""Maximum number of links from a file to the next, as for a circle of them."""
+
+PEEKED_SAMPLES = 256
+"""Samples at the start that decide whether captions are lists."""
 
 
 class _StrictHeader(tarfile.TarInfo):
@@ -42,19 +49,19 @@ class TarSource:
         self, field: str, path: UPath, settings: SourceSettings, storage: Storage, captions_required: bool = True
     ) -> None:
         self.settings, self.storage, self.captions_required = settings, storage, captions_required
-        names = [path.path] if path.is_file() else sorted(path.fs.find(path.path))
-        prefix = str(path)[: -len(path.path)] if str(path).endswith(path.path) else ""
-        self.files = [prefix + name for name in names if name.endswith(TAR_SUFFIXES)]
-        if not self.files:
-            raise DataError(f"{field}='{path}' contains no tar file; give a .tar file or a directory with some")
-        first = next(iter(self.read(Piece(self.files[0]))), None)
-        if first is None:
-            raise DataError(f"{field}='{self.files[0]}' contains no samples")
-        self.lists = len(first.captions) > 1
+        listing = list_files(path)
+        self.files = [str(file) for file in listing.data_files(field, TAR_SUFFIXES)]
+        self.others = listing.others(TAR_SUFFIXES) if path.is_dir() else ""
+        rows = (row for file in self.files for row in self._samples(Piece(file)))
+        first = list(itertools.islice(rows, PEEKED_SAMPLES))
+        if not first:
+            raise DataError(f"{field}='{path}' contains no samples in {len(self.files)} tars; give tars with images")
+        self.lists = any(len(row.captions) > 1 for row in first)
 
     def describe(self) -> str:
         """See `Source`."""
-        return f"webdataset: {len(self.files)} tars; captions are {'lists' if self.lists else 'texts'}"
+        kind = "lists" if self.lists else "texts"
+        return f"webdataset: {len(self.files)} tars; captions are {kind}{self.others}"
 
     def pieces(self, scratch: UPath) -> list[Piece]:
         """See `Source`; each tar is a piece, with a number of rows that is unknown before it is read."""
@@ -62,28 +69,41 @@ class TarSource:
 
     def read(self, piece: Piece) -> Iterator[SourceRow]:
         """See `Source`."""
+        for row in self._samples(piece):
+            if row.image and not self.captions_required and only_lacks_caption(row.problem):
+                row.problem = None
+            if len(row.captions) > 1 and not self.lists:
+                row.problem = row.problem or (
+                    f"sample has {len(row.captions)} captions, but the first {PEEKED_SAMPLES} samples have one each"
+                )
+            yield row
+
+    def _samples(self, piece: Piece) -> Iterator[SourceRow]:
         path = open_path("input", piece.file, self.storage)
-        key, members = "", dict[str, Any]()
+        damage: list[str] = []
         with path.open("rb") as stream:
-            try:
-                with tarfile.open(fileobj=stream, mode="r|*", tarinfo=_StrictHeader) as tar:
-                    for member in tar:
-                        if not member.isfile():
-                            continue
-                        folder, _, name = member.name.rpartition("/")
-                        stem, _, suffix = name.partition(".")
-                        if f"{folder}/{stem}" != key and members:
-                            yield self._sample(key, members)
-                            members = {}
-                        key = f"{folder}/{stem}"
-                        members[f".{suffix.lower()}"] = self._content(tar, member)
-            except (tarfile.TarError, EOFError, ValueError) as error:
-                if members:
-                    yield self._sample(key, members)
-                yield SourceRow(path.name, problem=f"tar is truncated or damaged: {error}")
-                return
-        if members:
-            yield self._sample(key, members)
+            yield from samples(self._members(path, stream, damage), self.settings)
+        for reason in damage:
+            yield SourceRow(path.name, problem=f"tar is truncated or damaged: {printable(reason)}")
+
+    def _members(self, path: UPath, stream: BinaryIO, damage: list[str]) -> Iterator[Member]:
+        """The files of a tar; what ends it early is added to `damage`."""
+        links = _Links(path)
+        try:
+            with tarfile.open(fileobj=stream, mode="r|*", tarinfo=_StrictHeader) as tar:
+                for member in tar:
+                    if not (member.isfile() or member.islnk() or member.issym()) or _is_hidden(member.name):
+                        continue
+                    if not is_needed(member.name, self.settings):
+                        yield Member(member.name, "it is not needed")
+                    elif member.isfile():
+                        yield Member(member.name, self._content(tar, member))
+                    else:
+                        yield Member(member.name, links.target(member, self._content))
+        except (tarfile.TarError, EOFError, ValueError) as error:
+            damage.append(str(error))
+        finally:
+            links.close()
 
     def _content(self, tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes | str:
         """Content of a file, or the reason why it is not read."""
@@ -97,29 +117,40 @@ class TarSource:
             raise EOFError(f"'{member.name}' is truncated")
         return content
 
-    def _sample(self, key: str, members: dict[str, Any]) -> SourceRow:
-        row = SourceRow(key.strip("/"))
-        row.problem = next((content for content in members.values() if isinstance(content, str)), None)
-        if row.problem:
-            return row
-        image = next((members[suffix] for suffix in IMAGE_SUFFIXES if suffix in members), None)
-        row.captions, problem = self._captions(members)
-        if problem in NO_CAPTION and not self.captions_required:
-            problem = None
-        row.image, row.problem = image or b"", "sample has no image" if image is None else problem
-        return row
 
-    def _captions(self, members: dict[str, Any]) -> tuple[list[str], str | None]:
-        fields = {}
-        if ".json" in members:
-            try:
-                fields = json.loads(members[".json"])
-            except ValueError as error:
-                return [], f".json file is not valid JSON: {error}"
-        metadata = fields if isinstance(fields, dict) else {}
-        name = first_known(self.settings.caption, CAPTION_NAMES, metadata)
-        text = next((members[suffix] for suffix in TEXT_SUFFIXES if suffix in members), None)
-        # img2dataset repeats the text in its .json file; a longer caption added later is only in that file.
-        if name is not None and (text is None or self.settings.caption or name not in ("caption", "text", "txt")):
-            return caption_texts(metadata[name])
-        return ([text.decode("utf-8", errors="replace")], None) if text is not None else ([], "sample has no caption")
+class _Links:
+    """Finds the files that links in a tar lead to, through a second reader that is opened for the first of them."""
+
+    def __init__(self, path: UPath) -> None:
+        self.path = path
+        self.stack = contextlib.ExitStack()
+        self.tar: tarfile.TarFile | None = None
+        self.by_name: dict[str, tarfile.TarInfo] = {}
+
+    def target(
+        self, link: tarfile.TarInfo, content: Callable[[tarfile.TarFile, tarfile.TarInfo], bytes | str]
+    ) -> bytes | str:
+        """What `content` gives for the file that a link leads to, or the reason why there is none."""
+        if self.tar is None:
+            stream = self.stack.enter_context(self.path.open("rb"))
+            self.tar = self.stack.enter_context(tarfile.TarFile.open(fileobj=stream, mode="r:*"))
+            self.by_name = {posixpath.normpath(member.name): member for member in self.tar}
+        member: tarfile.TarInfo | None = link
+        for _ in range(MAX_LINKS):
+            if member is None or member.isfile():
+                break
+            folder = posixpath.dirname(member.name) if member.issym() else ""
+            member = self.by_name.get(posixpath.normpath(posixpath.join(folder, member.linkname)))
+        if member is None or not member.isfile():
+            return f"'{link.name}' is a link to '{link.linkname}', which is not a file of the tar"
+        return content(self.tar, member)
+
+    def close(self) -> None:
+        """Close the second reader."""
+        self.stack.close()
+
+
+def _is_hidden(name: str) -> bool:
+    """Whether a file is one that macOS adds (`._x.jpg`, `__MACOSX/`, `.DS_Store`) or otherwise hidden."""
+    parts = [part for part in name.split("/") if part not in (".", "..")]
+    return any(part.startswith(HIDDEN_MEDIA) for part in parts)

@@ -24,12 +24,12 @@ DEFAULT = "utf-8"
 HINT = "name the encoding with --set source.encoding=<name>, such as cp1252 or utf-16-le"
 
 
-def decode_text(content: bytes, encoding: str | None = None) -> str:
+def decode_text(content: bytes, encoding: str = DEFAULT) -> str:
     """The text of a file or cell, without a byte-order mark.
 
     Args:
         content: the bytes.
-        encoding: used if there is no byte-order mark; None for UTF-8.
+        encoding: used if there is no byte-order mark.
 
     Raises:
         DataError: they do not decode; the message begins with "is not".
@@ -45,12 +45,12 @@ def decode_text(content: bytes, encoding: str | None = None) -> str:
 
 
 @contextmanager
-def open_text(path: UPath, encoding: str | None = None) -> Iterator[TextIO]:
+def open_text(path: UPath, encoding: str = DEFAULT) -> Iterator[TextIO]:
     """A text file, without its byte-order mark. Bytes that do not decode are surrogates (PEP 383) in the text, if the
     encoding extends ASCII: see `undecoded`.
 
     Raises:
-        DataError: the file has NUL characters, as UTF-16 without a byte-order mark has.
+        DataError: the file has NUL characters, as UTF-16 without a byte-order mark has; the message begins with "is".
         UnicodeDecodeError: in the block, for other encodings.
     """
     with path.open("rb") as file:
@@ -58,14 +58,14 @@ def open_text(path: UPath, encoding: str | None = None) -> Iterator[TextIO]:
         file.seek(0)
         name = _encoding(head, encoding)
         if b"\0" in head and not name.startswith(("utf-16", "utf-32")):
-            raise DataError(f"'{path}' is not {name} text: it has NUL bytes; {HINT}")
+            raise DataError(f"is not {name} text: it has NUL bytes; {HINT}")
         with io.TextIOWrapper(file, encoding=name, errors="surrogateescape", newline="\n") as text:
             yield text
 
 
-def undecoded(text: str, encoding: str | None = None) -> str | None:
+def undecoded(text: str, encoding: str = DEFAULT) -> str | None:
     """Why a part of a text file that was read with `open_text` is unusable; None if it is not."""
-    return f"is not valid {encoding or DEFAULT}; {HINT}" if not is_unicode(text) else None
+    return f"is not valid {encoding}; {HINT}" if not is_unicode(text) else None
 
 
 def is_unicode(text: str) -> bool:
@@ -83,7 +83,7 @@ def printable(text: str, limit: int | None = None) -> str:
     return text if limit is None or len(text) <= limit else f"{text[:limit]}… ({len(text)} characters)"
 
 
-def _encoding(content: bytes, encoding: str | None) -> str:
+def _encoding(content: bytes, encoding: str) -> str:
     """The encoding of a byte-order mark, or else the given one."""
     marked = next((name for mark, name in MARKED_ENCODINGS.items() if content.startswith(mark)), None)
-    return marked or encoding or DEFAULT
+    return marked or encoding
