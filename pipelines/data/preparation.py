@@ -36,7 +36,9 @@ def prepare(settings: PrepareSettings) -> None:
     output = output_path("output", settings.output, settings.storage)
     source = open_source("input", settings.input, settings.source, settings.storage)
     evaluation_sets = {
-        name: open_source(set_field(name), evaluation.input, evaluation.source, settings.storage)
+        name: open_source(
+            set_field(name), evaluation.input, evaluation.source, settings.storage, captions_required=False
+        )
         for name, evaluation in settings.exclude_overlap_with.items()
     }
     print(source.describe(), flush=True)

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.types as kinds
 
-from pipelines.data.sources.tar import IMAGE_SUFFIXES
+from pipelines.data.sources.suffixes import IMAGE_SUFFIXES
 
 MAX_PATH_BYTES = 4096
 SPEAKERS = {"from", "role"}

@@ -56,7 +56,7 @@ def dci(path: UPath, images: UPath, settings: SourceSettings) -> Iterator[Entry]
             if isinstance(content, str):
                 raise DataError(content)
             item = json.loads(decode_text(content, settings.encoding))
-            parts = [item.get("short_caption"), item.get("extra_caption")]
+            parts = [item["short_caption"], item["extra_caption"]]
             texts, problem = caption_texts([part for part in parts if part is not None] or None)
             yield Entry(key, item["image"], ["\n".join(texts)], problem)
         except (DataError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

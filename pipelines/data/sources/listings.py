@@ -91,16 +91,16 @@ class ListingSource:
         settings = self.settings.model_copy(
             update={"id": "id", "image": "image", "caption": "caption", "label": None, "keep": []}
         )
-        return parquet_source(self.field, data, settings, self.storage, self.images, self.kind)
+        return parquet_source(self.field, data, settings, self.storage, self.images, self.kind, self.captions_required)
 
     def _entries(self) -> Iterator[Entry]:
         try:
             wanted = self.settings.split
             entries = LAYOUTS[self.kind](self.path, self.images, self.settings)
             chosen = (entry for entry in entries if wanted in (None, entry.split))
-            for entry in map(storable, islice(chosen, self.settings.first_rows)):
+            for entry in islice(chosen, self.settings.first_rows):
                 usable = entry.image and not self.captions_required and only_lacks_caption(entry.problem)
-                yield replace(entry, problem=None) if usable else entry
+                yield storable(replace(entry, problem=None) if usable else entry)
         except DataError as error:
             raise DataError(f"{self.field}='{self.path}' cannot be read as {self.kind}: it {error}") from error
         except UnicodeError as error:

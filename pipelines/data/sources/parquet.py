@@ -78,7 +78,9 @@ class ParquetSource:
             key, key_problem = _key(row.get(self.id) if self.id else None)
             cell = row[self.caption] if self.caption else None
             label = cell if self.settings.label else None
-            captions, caption_problem = ([str(label)], None) if label is not None else caption_texts(cell)
+            captions, caption_problem = (
+                ([str(label)], None) if label is not None else caption_texts(cell, self.settings.encoding)
+            )
             if not self.captions_required and only_lacks_caption(caption_problem):
                 caption_problem = None
             image, image_problem = self._image(*images[number], fetched.get(number))
