@@ -23,10 +23,12 @@ pytest_plugins = (
     "tests.support.chat_server",
     "tests.support.caption_server",
     "tests.support.exported_models",
+    "tests.support.fake_vllm",
     "tests.support.local_ray",
     "tests.support.s3_server",
     "tests.support.text_models",
     "tests.support.variants",
+    "tests.support.vision_models",
 )
 
 

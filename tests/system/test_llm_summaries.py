@@ -1,8 +1,6 @@
 """Summaries by vLLM: the configuration as Ray validates it, and the way of the rows with a stand-in for the engine."""
 
 import json
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,94 +15,6 @@ from pipelines.data.summaries.summarizers import checked_summaries
 from pipelines.data.summaries.vllm import INSTEAD, vllm_processor, vllm_summaries
 from pipelines.data.vllm_engine import vllm_config
 from tests.support.local_ray import own_ray
-
-STAND_IN = '''
-"""As much of vLLM as ray.data.llm calls: an engine that answers with the end of its prompt, and refuses long ones."""
-
-import dataclasses
-import sys
-import types
-from types import SimpleNamespace
-
-
-@dataclasses.dataclass
-class AsyncEngineArgs:
-    model: str
-    runner: str
-    max_model_len: int = 40
-    enable_log_requests: bool = True
-    tensor_parallel_size: int = 1
-    distributed_executor_backend: str = "ray"
-
-    def create_engine_config(self):
-        scheduler, parallel = SimpleNamespace(max_num_seqs=4), SimpleNamespace(pipeline_parallel_size=1)
-        return SimpleNamespace(scheduler_config=scheduler, parallel_config=parallel)
-
-
-@dataclasses.dataclass
-class SamplingParams:
-    temperature: float
-    max_tokens: int
-    detokenize: bool
-    structured_outputs: object
-
-
-class AsyncLLMEngine:
-    @classmethod
-    def from_engine_args(cls, arguments, stat_loggers):
-        engine = cls()
-        engine.longest = arguments.max_model_len
-        return engine
-
-    async def generate(self, request_id, prompt, sampling_params, lora_request):
-        tokens = prompt["prompt_token_ids"]
-        if len(tokens) > self.longest:
-            raise ValueError("the prompt is too long")
-        assert sampling_params.temperature == 0 and not sampling_params.detokenize
-        answer = SimpleNamespace(token_ids=tokens[-sampling_params.max_tokens :], text="", logprobs=None)
-        yield RequestOutput(tokens, [answer])
-
-    async def do_log_stats(self):
-        pass
-
-    def shutdown(self):
-        pass
-
-
-class RequestOutput:
-    finished, metrics, prompt_logprobs = True, None, None
-
-    def __init__(self, prompt_token_ids, outputs):
-        self.prompt_token_ids, self.outputs = prompt_token_ids, outputs
-
-
-def module(name, **values):
-    sys.modules[name] = made = types.ModuleType(name)
-    made.__dict__.update(values)
-    return made
-
-
-__path__ = []
-outputs = module("vllm.outputs", RequestOutput=RequestOutput, PoolingRequestOutput=type("Pooled", (), {}))
-module("vllm.inputs", TokensPrompt=dict, TextPrompt=dict)
-for name in ("vllm.v1", "vllm.v1.metrics"):
-    module(name)
-module("vllm.v1.metrics.ray_wrappers", RayPrometheusStatLogger=object)
-'''
-
-
-@pytest.fixture
-def vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The stand-in instead of vLLM, here and in processes that are started from here."""
-    (tmp_path / "modules").mkdir()
-    (tmp_path / "modules" / "vllm.py").write_text(STAND_IN)
-    monkeypatch.syspath_prepend(tmp_path / "modules")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "modules"))
-    hidden = {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] == "vllm"}
-    yield
-    for name in [name for name in sys.modules if name.split(".")[0] == "vllm"]:
-        del sys.modules[name]
-    sys.modules.update(hidden)
 
 
 @pytest.fixture

@@ -46,7 +46,7 @@ def ask_vllm(
     journals = {number: Journal(job.journals, number) for number in pending}
     wanted: dict[int, list[int] | None] = dict.fromkeys(pending)
     for _ in range(job.settings.checks.attempts):
-        pieces = [{"number": number, "rows": json.dumps(rows), **plan[number]} for number, rows in wanted.items()]
+        pieces = [{"piece": json.dumps([number, plan[number], rows])} for number, rows in wanted.items()]
         if not pieces:
             break
         rows = ray.data.from_items(pieces, override_num_blocks=min(len(pieces), MAX_BLOCKS)).flat_map(ReadDrafts(job))
@@ -72,13 +72,12 @@ class ReadDrafts:
     def __init__(self, job: CaptionJob) -> None:
         self.job = job
 
-    def __call__(self, piece: dict[str, Any]) -> list[dict[str, Any]]:
+    def __call__(self, row: dict[str, str]) -> list[dict[str, Any]]:
         """`key` (number of the piece and the row, and the replies so far), `image` and `conversation` of each row."""
-        wanted = json.loads(piece["rows"])
-        unit = {name: value for name, value in piece.items() if name not in ("number", "rows")}
-        work = PieceWork(self.job, piece["number"], unit | {"rows": None})
+        piece, unit, wanted = json.loads(row["piece"])
+        work = PieceWork(self.job, piece, unit)
         drafts = (work.draft(number, row) for number, row in work.unanswered() if wanted is None or number in wanted)
-        return [_item(piece["number"], draft) for draft in drafts if draft]
+        return [_item(piece, draft) for draft in drafts if draft]
 
 
 class CloseJournals:
