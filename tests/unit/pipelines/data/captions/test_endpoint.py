@@ -41,7 +41,7 @@ def ask(caption_server: CaptionServer, tmp_path: Path) -> Ask:
         )
         opened = open_source("input", str(source), settings.source, Storage(), captions_required=False)
         job = CaptionJob(opened, settings, load_prompt(settings), UPath(tmp_path / "journals"))
-        unit = {"file": str(source), "first": 0, "count": 1, "rows": len(notes), "take": None}
+        unit = {"file": str(source), "first": 0, "rows": len(notes), "take": None}
         return AskEndpoint(job, spend)(0, unit)
 
     return asked
@@ -50,9 +50,8 @@ def ask(caption_server: CaptionServer, tmp_path: Path) -> Ask:
 def test_the_stated_number_of_requests_is_in_flight(ask: Ask, caption_server: CaptionServer) -> None:
     caption_server.seconds = 0.05
     result = ask(*["fine"] * 40, endpoint={"concurrency": 5})
-    assert caption_server.max_active <= 5
+    assert caption_server.max_active == 5
     assert result["rows_out"] == 40
-    assert result["flight_seconds"] > 0.8 * 5 * result["waiting_seconds"], "a loaded machine takes some of it"
 
 
 def test_a_server_that_fails_ends_the_job_and_nothing_is_lost(ask: Ask, caption_server: CaptionServer) -> None:

@@ -66,7 +66,7 @@ def test_a_piece_is_asked_about_in_rounds_and_journaled(llava: str, tmp_path: Pa
     )
     opened = open_source("input", str(source), settings.source, Storage(), captions_required=False)
     job = CaptionJob(opened, settings, load_prompt(settings), UPath(tmp_path / "journals"))
-    unit = {"file": str(source), "first": 0, "count": 2, "rows": 4, "take": None}
+    unit = {"file": str(source), "first": 0, "rows": 4, "take": None}
     result = AskVisionModel(job, lambda tokens: False)(0, unit)
     replies = Journal(job.journals, 0).read()
     assert (result["rows_in"], sorted(replies)) == (4, [0, 1, 2])
