@@ -7,13 +7,27 @@ from typing import Any
 import pytest
 
 
+def start_ray(**options: Any) -> None:
+    """Start a local Ray; once more if this busy machine takes longer than the 30 s that Ray waits for its node."""
+    import ray  # here, because most tests need none of it
+
+    for is_last in (False, True):
+        try:
+            ray.init(address="local", include_dashboard=False, **options)
+            return
+        except Exception as error:
+            if is_last or "timed out during startup" not in str(error):
+                raise
+            ray.shutdown()
+
+
 @contextmanager
 def own_ray(**options: Any) -> Iterator[None]:
     """A Ray for this test alone, started with `options`. The shared one is stopped first."""
-    import ray  # here, because most tests need none of it
+    import ray
 
     ray.shutdown()
-    ray.init(address="local", include_dashboard=False, **options)
+    start_ray(**options)
     try:
         yield
     finally:
@@ -26,7 +40,7 @@ def ray_cluster(request: pytest.FixtureRequest) -> Iterator[None]:
     import ray
 
     if not ray.is_initialized():
-        ray.init(address="local", num_cpus=4, include_dashboard=False)
+        start_ray(num_cpus=4)
     failed = request.session.testsfailed
     yield
     if request.session.testsfailed > failed:
