@@ -54,7 +54,7 @@ def test_rows_go_through_all_stages_and_are_asked_again(vllm: None, model: str, 
     )
     opened = open_source("input", str(source), settings.source, Storage(), captions_required=False)
     job = CaptionJob(opened, settings, load_prompt(settings), UPath(tmp_path / "journals"))
-    plan = [{"file": str(source), "first": number, "count": 1, "rows": 2, "take": None} for number in range(2)]
+    plan = [{"file": str(source), "first": first, "rows": 2, "take": None} for first in (0, 2)]
     # Logical CPUs and GPU: one of each for the engine, one for every stage around it.
     with own_ray(num_cpus=7, num_gpus=1):
         assert vllm_processor(settings).list_stage_names()[0] == "PrepareMultimodalStage"
