@@ -137,8 +137,12 @@ def open_parquet(
 
 def is_list(schema: pa.Schema, column: str) -> bool:
     """Whether the cells of a column are lists."""
-    cell = schema.field(column).type
-    return pa.types.is_list(cell) or pa.types.is_large_list(cell) or pa.types.is_fixed_size_list(cell)
+    return is_list_type(schema.field(column).type)
+
+
+def is_list_type(kind: pa.DataType) -> bool:
+    """Whether a type is one of Arrow's list types."""
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
 
 
 def row_spans(row_groups: Sequence[int], rows: int) -> list[tuple[int, int]]:

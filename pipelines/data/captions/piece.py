@@ -16,6 +16,7 @@ from pipelines.data.captions.prompting import Prompt
 from pipelines.data.captions.settings import CaptionSettings
 from pipelines.data.captions.spending import total_tokens, usage
 from pipelines.data.sources.source import Piece, Source, SourceRow
+from pipelines.data.sources.text_decoding import is_unicode
 
 STOPPED = "stopped"
 """Key of the result of a unit that is not finished, because the job has used all its tokens."""
@@ -124,8 +125,6 @@ def _text_problem(row: SourceRow) -> str | None:
     texts = {"id": [row.id], "caption": row.captions} | {name: [value] for name, value in row.extra.items()}
     for name, values in texts.items():
         for value in values:
-            try:
-                _ = isinstance(value, str) and value.encode()
-            except UnicodeEncodeError:
+            if isinstance(value, str) and not is_unicode(value):
                 return f"{name} is not valid Unicode"
     return None

@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.types as kinds
 
+from pipelines.common.parquet_set import is_list_type
 from pipelines.data.sources.suffixes import IMAGE_SUFFIXES
 
 MAX_PATH_BYTES = 4096
@@ -52,7 +53,7 @@ def bytes_of_lists(batch: pa.RecordBatch, name: str) -> pa.RecordBatch:
     """The batch with a column of lists of 8-bit numbers as bytes: as Python numbers, they would need 8 times as much
     memory."""
     column = batch[name]
-    if not _is_list(column.type) or column.type.value_type not in (pa.uint8(), pa.int8()):
+    if not is_list_type(column.type) or column.type.value_type not in (pa.uint8(), pa.int8()):
         return batch
     values = [
         cell.values.to_numpy().view(np.uint8).tobytes() if cell.is_valid and not cell.values.null_count else None
@@ -65,8 +66,8 @@ def holds_lists(kind: pa.DataType) -> bool:
     """Whether the captions of a column of this type are lists: of texts or of structs, or a struct of lists. The list
     of the turns of a conversation is not."""
     if kinds.is_struct(kind):
-        return all(_is_list(field.type) for field in kind) and not SPEAKERS & {field.name for field in kind}
-    if not _is_list(kind):
+        return all(is_list_type(field.type) for field in kind) and not SPEAKERS & {field.name for field in kind}
+    if not is_list_type(kind):
         return False
     value = kind.value_type
     return not (kinds.is_struct(value) and SPEAKERS & {field.name for field in value})
@@ -78,13 +79,9 @@ def like(a: pa.DataType, b: pa.DataType) -> bool:
         return True
     if kinds.is_dictionary(a) or kinds.is_dictionary(b):
         return like(*(kind.value_type if kinds.is_dictionary(kind) else kind for kind in (a, b)))
-    if _is_list(a) and _is_list(b):
+    if is_list_type(a) and is_list_type(b):
         return like(a.value_type, b.value_type)
     return (_is_text(a) and _is_text(b)) or (kinds.is_integer(a) and kinds.is_integer(b))
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    return kinds.is_list(kind) or kinds.is_large_list(kind) or kinds.is_fixed_size_list(kind)
 
 
 def _is_text(kind: pa.DataType) -> bool:
