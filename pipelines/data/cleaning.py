@@ -14,8 +14,7 @@ from PIL import Image
 from upath import UPath
 
 from longclip.constants import LONG_CLIP_CONTEXT_LENGTH
-from longclip.errors import DataError, ImageError
-from longclip.images import decode_image
+from longclip.errors import DataError
 from longclip.tokenizer import count_tokens, load_tokenizer
 from pipelines.common.parquet_set import RowGroups, parquet_writer
 from pipelines.common.rejected_rows import Rejected, write_rejected
@@ -24,6 +23,7 @@ from pipelines.data.decontamination import ImageHashes
 from pipelines.data.settings import CleanSettings
 from pipelines.data.sources.source import Piece, Source, SourceRow, read_piece
 from pipelines.data.sources.text_decoding import is_unicode
+from pipelines.data.usable_images import usable_image
 
 SPLITS = ("train", "val")
 KEY = "_key"
@@ -114,13 +114,7 @@ class CleanPiece:
 
     def _image_columns(self, data: bytes) -> dict[str, Any]:
         settings = self.settings.image
-        if not data:
-            raise ImageError("image is empty")
-        image = decode_image(data, settings.max_pixels)
-        if min(image.size) < settings.min_side:
-            raise ImageError(
-                f"image has {image.width} x {image.height} pixels; sides of at least {settings.min_side} are required"
-            )
+        image = usable_image(data, settings)
         perceptual = int(str(imagehash.phash(image)), 16)
         sha256 = hashlib.sha256(data).hexdigest()
         if settings.short_side is not None and min(image.size) > settings.short_side:

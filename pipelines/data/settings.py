@@ -11,16 +11,21 @@ from pipelines.common.storage import Storage
 from pipelines.data.sources.settings import SourceSettings
 
 
-class ImageSettings(Settings):
+class ImageLimits(Settings):
+    """Which images are used."""
+
+    max_pixels: PositiveInt = 64_000_000
+    """Maximum width x height, checked before decoding."""
+    min_side: PositiveInt = 16
+    """Minimum side: smaller images are spacers and tracking pixels."""
+
+
+class ImageSettings(ImageLimits):
     """How images are checked and re-encoded."""
 
     short_side: PositiveInt | None = None
     """Reduce images with a longer short side to this one, as JPEG. 288 suits training at 224 pixels and makes every
     later pass several times faster. null keeps the files as they are."""
-    max_pixels: PositiveInt = 64_000_000
-    """Maximum width x height, checked before decoding."""
-    min_side: PositiveInt = 16
-    """Minimum side: smaller images are spacers and tracking pixels."""
 
 
 class CleanSettings(Settings):

@@ -15,13 +15,13 @@ from typing import Any
 
 from PIL import Image
 
-from longclip.errors import DataError, ImageError
-from longclip.images import decode_image
+from longclip.errors import DataError
 from pipelines.common.chat_endpoint import Completion, Messages
 from pipelines.data.captions.checks import Problem, Verdict, judge
 from pipelines.data.captions.prompting import Prompt, correction
 from pipelines.data.captions.settings import Checks, ImageSettings
 from pipelines.data.sources.source import SourceRow
+from pipelines.data.usable_images import usable_image
 
 MAX_ECHO = 2000
 """Characters of a rejected reply that the model is shown again."""
@@ -143,13 +143,7 @@ def shown_image(data: bytes, settings: ImageSettings) -> bytes:
     Raises:
         ImageError: it cannot be decoded, or is too large or too small.
     """
-    if not data:
-        raise ImageError("image is empty")
-    image = decode_image(data, settings.max_pixels)
-    if min(image.size) < settings.min_side:
-        raise ImageError(
-            f"image has {image.width} x {image.height} pixels; sides of at least {settings.min_side} are required"
-        )
+    image = usable_image(data, settings)
     image.thumbnail((settings.max_side, settings.max_side), Image.Resampling.BICUBIC)
     out = io.BytesIO()
     image.save(out, "JPEG", quality=settings.jpeg_quality)

@@ -12,6 +12,7 @@ from pipelines.common.chat_endpoint import EndpointSettings
 from pipelines.common.settings import Settings
 from pipelines.common.storage import Storage
 from pipelines.common.workers import Workers
+from pipelines.data.settings import ImageLimits
 from pipelines.data.sources.settings import CAPTION_NAMES, SourceSettings
 from pipelines.data.vllm_settings import VllmEngine
 
@@ -58,17 +59,13 @@ class Transformers(Settings):
     """Images per batch."""
 
 
-class ImageSettings(Settings):
+class ImageSettings(ImageLimits):
     """What the model is shown; the output has the image files unchanged."""
 
     max_side: int = Field(1024, ge=32)
     """Longest side: larger images are reduced. Most models charge by area."""
     jpeg_quality: int = Field(90, ge=30, le=100)
     """Quality of the JPEG that is sent."""
-    max_pixels: PositiveInt = 64_000_000
-    """Maximum width x height, checked before decoding."""
-    min_side: PositiveInt = 16
-    """Minimum side: smaller images are spacers and tracking pixels."""
 
 
 class Price(Settings):
