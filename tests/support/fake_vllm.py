@@ -116,3 +116,20 @@ def vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name in [name for name in sys.modules if name.split(".")[0] == "vllm"]:
         del sys.modules[name]
     sys.modules.update(hidden)
+
+
+def write_word_model(directory: Path, words: str, template: str) -> str:
+    """A directory with all that the stages around the engine read of a model, whose tokens are words. No weights are
+    loaded."""
+    import transformers  # here, because this module is imported by every test run
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    vocabulary = ["<unk>", "</s>", *words.split()]
+    plain = Tokenizer(models.WordLevel({word: number for number, word in enumerate(vocabulary)}, unk_token="<unk>"))
+    plain.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=plain, unk_token="<unk>", eos_token="</s>")
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(directory)
+    transformers.LlamaConfig(vocab_size=len(vocabulary), num_hidden_layers=1).save_pretrained(directory)
+    (directory / "model.safetensors").write_bytes(b"")
+    return str(directory)

@@ -3,8 +3,6 @@
 from pathlib import Path
 
 import pytest
-import transformers
-from tokenizers import Tokenizer, models, pre_tokenizers
 from upath import UPath
 
 from pipelines.common.storage import Storage
@@ -15,6 +13,7 @@ from pipelines.data.captions.settings import CaptionSettings
 from pipelines.data.captions.vllm import CloseJournals, ask_vllm, vllm_processor
 from pipelines.data.sources.opening import open_source
 from tests.support.broken_rows import jpeg
+from tests.support.fake_vllm import write_word_model
 from tests.support.layouts import write_parquet
 from tests.support.local_ray import own_ray
 
@@ -24,16 +23,9 @@ TEMPLATE = "{% for message in messages %}{{ message.role }} : {{ message.content
 @pytest.fixture
 def model(tmp_path: Path) -> str:
     """A directory with all that the stages around the engine read of a model: no weights are loaded."""
-    words = ["<unk>", "</s>", *"a the dog cat runs on beach . user answer assistant : <image> describe".split()]  # noqa: SIM905
-    plain = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
-    plain.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=plain, unk_token="<unk>", eos_token="</s>")
-    tokenizer.chat_template = TEMPLATE
-    directory = tmp_path / "model"
-    tokenizer.save_pretrained(directory)
-    transformers.LlamaConfig(vocab_size=len(words), num_hidden_layers=1).save_pretrained(directory)
-    (directory / "model.safetensors").write_bytes(b"")
-    return str(directory)
+    return write_word_model(
+        tmp_path / "model", "a the dog cat runs on beach . user answer assistant : <image> describe", TEMPLATE
+    )
 
 
 @pytest.mark.slow

@@ -5,8 +5,6 @@ from pathlib import Path
 
 import pytest
 import ray
-import transformers
-from tokenizers import Tokenizer, models, pre_tokenizers
 
 from longclip.errors import ConfigError
 from pipelines.data.summaries.preflight import check_strategies
@@ -14,25 +12,20 @@ from pipelines.data.summaries.settings import Checks, SummarySettings, Vllm
 from pipelines.data.summaries.summarizers import checked_summaries
 from pipelines.data.summaries.vllm import INSTEAD, vllm_processor, vllm_summaries
 from pipelines.data.vllm_engine import vllm_config
+from tests.support.fake_vllm import write_word_model
 from tests.support.local_ray import own_ray
 
 
 @pytest.fixture
 def model(tmp_path: Path) -> str:
     """A directory with all that the stages around the engine read of a model: no weights are loaded."""
-    words = ["<unk>", "</s>", *"a the dog cat runs sleeps on beach . user system shorten answer : quietly".split()]  # noqa: SIM905
-    plain = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
-    plain.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=plain, unk_token="<unk>", eos_token="</s>")
-    tokenizer.chat_template = (
+    template = (
         "{% for message in messages %}{{ message.role }} : {{ message.content }} {% endfor %}"
         "{% if add_generation_prompt %}answer : {% if quiet %}quietly {% endif %}{% endif %}"
     )
-    directory = tmp_path / "model"
-    tokenizer.save_pretrained(directory)
-    transformers.LlamaConfig(vocab_size=len(words), num_hidden_layers=1).save_pretrained(directory)
-    (directory / "model.safetensors").write_bytes(b"")
-    return str(directory)
+    return write_word_model(
+        tmp_path / "model", "a the dog cat runs sleeps on beach . user system shorten answer : quietly", template
+    )
 
 
 def test_configuration_is_accepted_by_ray(vllm: None) -> None:
