@@ -46,7 +46,7 @@ def shortened(text: str) -> str:
 
 @lru_cache(maxsize=2**16)
 def _token_count(word: str) -> int:
-    """Number of tokens of a word, without start and end token. Captions repeat their words, and space is no token."""
+    """Number of tokens of a word, without start and end token. Words repeat, and white space has no tokens."""
     return len(_tokenizer().backend_tokenizer.encode(word, add_special_tokens=False))
 
 

@@ -53,7 +53,7 @@ def read_rows(
 
 
 def _read_group(file: pq.ParquetFile, begin: int, end: int, options: dict[str, Any]) -> Iterator[Any]:
-    """Rows `begin` to `end` of a row group. There is no way to skip rows but to read them."""
+    """Rows `begin` to `end` of a row group. Rows before `begin` cannot be skipped, only read."""
     position, done, problem = 0, begin, "the row group has fewer rows than the file says"
     try:
         for batch in file.iter_batches(**options):

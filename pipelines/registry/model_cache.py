@@ -53,7 +53,7 @@ def assumed_activation(model: str) -> str | None:
 
 
 def _converted(weights: Path, cache: Path, activation: str | None) -> Path:
-    # The result depends on the files beside the weights too.
+    # The result also depends on the config files next to the weights.
     files = [weights, *(file for name in SIDE_FILES if (file := weights.parent / name).is_file())]
     content = [[file.name, file_sha256(file)] for file in files[1:]]
     key = hashlib.sha256(json.dumps([CONVERSION, activation, file_sha256(weights), content]).encode()).hexdigest()[:16]

@@ -68,7 +68,7 @@ def load_prompt(settings: CaptionSettings) -> Prompt:
     """The prompt that the settings name.
 
     Raises:
-        ConfigError: there is no such file, or it cannot be used.
+        ConfigError: the file does not exist, or cannot be used.
     """
     packaged = resources.files("pipelines.data.captions") / "prompts"
     names = sorted(file.name.removesuffix(".txt") for file in packaged.iterdir())

@@ -29,7 +29,7 @@ def decode_text(content: bytes, encoding: str = DEFAULT) -> str:
 
     Args:
         content: the bytes.
-        encoding: used if there is no byte-order mark.
+        encoding: of texts without a byte-order mark.
 
     Raises:
         DataError: they do not decode; the message begins with "is not".
