@@ -63,6 +63,7 @@ def _measure_all(
         reasons = {row: reason for model_rows in measured.values() for row, reason in model_rows.rejected.items()}
         rows += next(iter(measured.values())).images + len(reasons)
         rejected |= reasons
-        results.append(task_result(task, measured, settings.models, base, settings.paper_figures))
+        figures = settings.paper_figures
+        results.append(task_result(task, measured, settings.models, base, figures, settings.equal_margin))
         (output / f"{task.name}.json").write_text(json.dumps(results[-1], indent=2) + "\n")
     return results, rows, rejected

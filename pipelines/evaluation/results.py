@@ -5,6 +5,7 @@ from typing import Any
 
 from longclip.evaluation.significance import compare_paired
 from longclip.text.perturbations import CHANGES
+from pipelines.evaluation.effective_length import MARGIN, recall_by_length
 from pipelines.evaluation.measured import Answers, Measured, compare
 from pipelines.evaluation.measuring import CUTS
 from pipelines.evaluation.paper_figures import paper_figures
@@ -13,8 +14,6 @@ from pipelines.evaluation.tasks import Task
 TOLERANCE = 0.5
 """Points within which a paper's figure counts as reproduced: the effect of precision and of re-encoded images."""
 
-SIGNIFICANT = 0.05
-
 
 def task_result(
     task: Task,
@@ -22,6 +21,7 @@ def task_result(
     sources: Mapping[str, str],
     base: str,
     paper_models: Mapping[str, str],
+    margin: float = MARGIN,
 ) -> dict[str, Any]:
     """The result of a task, ready to be written as JSON.
 
@@ -31,6 +31,7 @@ def task_result(
         sources: model name -> where it came from.
         base: the model that the others are compared with.
         paper_models: model name -> its name in paper_figures.yaml.
+        margin: loss that counts as equal in the effective length.
     """
     first = next(iter(measured.values()))
     return {
@@ -41,7 +42,7 @@ def task_result(
         "text": task.protocol.text,
         "note": task.protocol.note,
         "data": task.source.describe(),
-        "models": {name: _model_result(model, sources[name]) for name, model in measured.items()},
+        "models": {name: _model_result(model, sources[name], margin) for name, model in measured.items()},
         "comparisons": [
             {"base": base, "model": name, "direction": direction, "figure": "recall@1"}
             | compare(measured[base], model, direction).asdict()
@@ -58,7 +59,7 @@ def task_result(
     }
 
 
-def _model_result(measured: Measured, source: str) -> dict[str, Any]:
+def _model_result(measured: Measured, source: str, margin: float) -> dict[str, Any]:
     result: dict[str, Any] = {
         "source": source,
         "context_length": measured.context_length,
@@ -69,29 +70,17 @@ def _model_result(measured: Measured, source: str) -> dict[str, Any]:
         "directions": {direction: answers.figures() for direction, answers in measured.whole.items()},
     }
     if len(measured.answers) > 1:
-        result["long_text"] = {direction: _long_text(measured, direction) for direction in measured.whole}
+        result["long_text"] = {direction: _long_text(measured, direction, margin) for direction in measured.whole}
         result["hard_negatives"] = {kind: choices.figures() for kind, choices in measured.choices.items()}
     return result
 
 
-def _long_text(measured: Measured, direction: str) -> dict[str, Any]:
+def _long_text(measured: Measured, direction: str, margin: float) -> dict[str, Any]:
     """Recall at 1 by maximum tokens, and by perturbation of the text."""
     whole = measured.whole[direction]
-    cuts = [cut for cut in CUTS if f"cut_{cut}" in measured.answers]
-    by_length = [(cut, measured.answers[f"cut_{cut}"][direction]) for cut in cuts] + [(measured.context_length, whole)]
-    effective = measured.context_length
-    for length, answers in reversed(by_length[:-1]):
-        if _loses(answers, whole):
-            break
-        effective = length
+    cuts = {cut: measured.answers[f"cut_{cut}"][direction] for cut in CUTS if f"cut_{cut}" in measured.answers}
     changes = {name: _change(measured.answers[name][direction], whole) for name in CHANGES}
-    recall = [{"tokens": length} | answers.figures()["recall@1"] for length, answers in by_length]
-    return {"recall@1": recall, "effective_length": effective, "changes": changes}
-
-
-def _loses(answers: Answers, whole: Answers) -> bool:
-    against = compare_paired(whole.hits(), answers.hits(), whole.groups)
-    return against.difference < 0 and against.p_value < SIGNIFICANT
+    return recall_by_length(cuts | {measured.context_length: whole}, margin) | {"changes": changes}
 
 
 def _change(answers: Answers, whole: Answers) -> dict[str, float]:

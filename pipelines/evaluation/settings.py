@@ -83,6 +83,9 @@ class BenchmarkSettings(MeasureSettings):
     """Models to compare with a paper's figures, by their name in paper_figures.yaml: `{official: long-clip-b16}`."""
     long_text: bool = True
     """On long texts, also measure recall by length, with perturbed texts, and against hard negatives."""
+    equal_margin: float = Field(default=0.02, gt=0, lt=1)
+    """Loss of recall at 1, as a share, with which a cut text counts as equal to the whole one in the effective length:
+    0.02 is two points. The interval of the loss must be smaller."""
     output: str = "var/benchmark"
     """Local directory of the results; one that a benchmark made before is replaced."""
 

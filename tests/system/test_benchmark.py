@@ -126,7 +126,9 @@ def test_effective_length_figures(results: Path, tiny_checkpoint_dir: Path) -> N
     ranks = retrieval_ranks(*embedded(tiny_checkpoint_dir, drop_first, 248), IMAGE_OF_TEXT)
     dropped = study["changes"]["first_sentence_dropped"]
     assert dropped["recall@1"] == pytest.approx(ranks["text_to_image"].recall(1))
-    assert study["effective_length"] in (10, 20, 40, 77, 128, 248)
+    assert study["effective_length"] is None
+    assert study["effective_length_reason"].startswith(f"not resolved with {len(IMAGE_OF_TEXT)} queries: ")
+    assert f"not resolved with {len(IMAGE_OF_TEXT)} queries |" in (results / "report.md").read_text()
     assert len(split_sentences(CAPTIONS[0][0])) > 10
 
 

@@ -6,6 +6,7 @@ import torch
 
 from longclip.evaluation.metrics import Ranks
 from longclip.text.perturbations import CHANGES
+from pipelines.evaluation.effective_length import MARGIN, recall_by_length
 from pipelines.evaluation.measured import WHOLE, Answers, Measured
 from pipelines.evaluation.measuring import CUTS
 from pipelines.evaluation.report import render_markdown
@@ -23,11 +24,11 @@ class NoSource:
         return "nothing"
 
 
-def answers(hits: int) -> Answers:
+def answers(hits: int, queries: int = QUERIES) -> Answers:
     """So many queries are hit; the first ones."""
-    rank = torch.cat([torch.zeros(hits, dtype=torch.int64), torch.full((QUERIES - hits,), 9)])
-    ranks = Ranks(rank, torch.zeros_like(rank), 1 / (rank + 1.0).double(), QUERIES)
-    return Answers(ranks, tuple(map(str, range(QUERIES))), np.arange(QUERIES))
+    rank = torch.cat([torch.zeros(hits, dtype=torch.int64), torch.full((queries - hits,), 9)])
+    ranks = Ranks(rank, torch.zeros_like(rank), 1 / (rank + 1.0).double(), queries)
+    return Answers(ranks, tuple(map(str, range(queries))), np.arange(queries))
 
 
 def measured(hits: dict[str, int], protocol: str = "urban1k") -> Measured:
@@ -43,21 +44,61 @@ def result_of(found: Measured, known_as: dict[str, str]) -> dict:
 @pytest.mark.parametrize(
     ("by_cut", "expected"),
     [
-        ((100, 110, 120, 130, 140), 248),  # every cut costs something
+        ((100, 110, 120, 130, 135), 248),  # every cut costs something
         ((100, 110, 150, 150, 150), 40),
-        ((150, 110, 149, 150, 150), 40),  # what is read at 10 tokens by luck does not count
-        ((149, 149, 149, 149, 149), 10),  # one query of 200 is not a significant difference
+        ((150, 110, 150, 150, 150), 40),  # what is read at 10 tokens by luck does not count
+        ((150, 150, 150, 150, 150), 10),
         ((160, 160, 160, 160, 160), 10),  # more text lowers the result
+        ((150, 150, 147, 150, 150), None),  # 1.5 points of 200 queries may be 4, or nothing
+        ((100, 110, 120, 130, 147), None),
     ],
 )
-def test_effective_length(by_cut: tuple[int, ...], expected: int) -> None:
+def test_effective_length(by_cut: tuple[int, ...], expected: int | None) -> None:
     cuts = {f"cut_{cut}": hits for cut, hits in zip(CUTS, by_cut, strict=False)}
     found = measured({WHOLE: 150} | cuts | dict.fromkeys(CHANGES, 90))
-    study = result_of(found, {})["models"]["m"]["long_text"]["text_to_image"]
+    result = result_of(found, {})
+    study = result["models"]["m"]["long_text"]["text_to_image"]
     assert study["effective_length"] == expected
+    assert study["effective_length_margin"] == 0.02
+    reason = "not resolved with 200 queries"
+    assert (study["effective_length_reason"] or "").startswith(reason if expected is None else "")
+    assert (f"| {expected or reason} |" in render_markdown("x", [result])) is True
     assert [round(point["value"] * QUERIES) for point in study["recall@1"]] == [*by_cut, 150]
     change = study["changes"]["sentences_shuffled"]
     assert (change["better"], change["worse"], change["difference"]) == (0, 60, pytest.approx(-0.3))
+
+
+def by_length(queries: int, hits: dict[int, int], margin: float = MARGIN) -> dict:
+    return recall_by_length({length: answers(count, queries) for length, count in hits.items()}, margin)
+
+
+def test_four_images_have_no_effective_length() -> None:
+    study = by_length(4, {10: 0, 20: 1, 40: 0, 77: 1, 128: 0, 248: 1})
+    assert study["effective_length"] is None
+    assert study["effective_length_reason"].startswith("not resolved with 4 queries: with 128 tokens the change is -25")
+    points = study["recall@1"]
+    assert [point["against_whole"]["verdict"] for point in points[:-1]] == ["not resolved"] * 5
+    assert "against_whole" not in points[-1]
+
+
+def test_more_queries_or_a_larger_margin_resolve_the_length() -> None:
+    hits = {10: 10, 77: 99, 248: 100}
+    assert by_length(200, hits)["effective_length"] is None
+    assert by_length(200, hits, margin=0.05)["effective_length"] == 77
+    assert by_length(2000, {length: 10 * count for length, count in hits.items()})["effective_length"] == 77
+
+
+def test_a_significant_loss_within_the_margin_is_equal() -> None:
+    study = by_length(1000, {10: 100, 77: 592, 248: 600})
+    assert study["recall@1"][1]["against_whole"]["p_value"] < 0.05
+    assert study["effective_length"] == 77
+
+
+@pytest.mark.parametrize("hits", [0, 20])
+def test_a_model_that_finds_nothing_has_no_effective_length(hits: int) -> None:
+    study = by_length(1000, {10: 0, 77: hits, 248: hits})
+    assert study["effective_length"] is None
+    assert "recall at 1 of the whole text is" in study["effective_length_reason"]
 
 
 @pytest.mark.parametrize(("hits", "verdict"), [(159, True), (158, False), (161, False)])
