@@ -109,6 +109,45 @@ def compare_paired(
     )
 
 
+def relative_change_interval(
+    whole: np.ndarray,
+    changed: np.ndarray,
+    groups: np.ndarray | None = None,
+    level: float = LEVEL,
+    resamples: int = RESAMPLES,
+) -> tuple[float, float] | None:
+    """Percentile bootstrap interval of mean(changed) / mean(whole) - 1, over groups of queries and over draws.
+
+    As in `mean_interval`, two artificial groups are added: one that loses all, and one that gains all.
+
+    Args:
+        whole: `[Q]` value of each query without the change, between 0 and 1.
+        changed: `[D, Q]` the same queries in D random draws of the change.
+        groups: see `mean_interval`.
+        level: see `mean_interval`.
+        resamples: number of resamples.
+
+    Returns:
+        The bounds, or None if `whole` is 0 in a resample: some seven hits are too few for a ratio.
+    """
+    size = _grouped(whole, groups)[1].mean()
+    before = np.append(_grouped(np.asarray(whole, np.float64), groups)[0], [size, 0.0])
+    after = np.stack(
+        [np.append(_grouped(np.asarray(values, np.float64), groups)[0], [0.0, size]) for values in changed]
+    )
+    draw, draws = np.random.default_rng(2), len(changed)
+    ratios = []
+    for drawn in _resampled(len(before), resamples):
+        weights = draw.multinomial(draws, np.full(draws, 1 / draws), size=len(drawn)) / draws
+        total = drawn @ before
+        if not total.all():
+            return None
+        ratios.append((drawn @ after.T * weights).sum(1) / total - 1)
+    tail = (1 - level) / 2
+    low, high = np.quantile(np.concatenate(ratios), [tail, 1 - tail])
+    return float(low), float(high)
+
+
 def _grouped(values: np.ndarray, groups: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
     """Sum and number of the values of each group."""
     if groups is None:

@@ -1,6 +1,7 @@
 """Captions changed on purpose, to measure what a model reads of them.
 
-`CHANGES` are applied to whole captions: shuffled sentences, a dropped first sentence, dropped words.
+`CHANGES` are applied to whole captions: sentences are dropped, shuffled, sampled or moved, or words are dropped. A
+caption with too few sentences or words for a change is not changed.
 
 Hard negatives have a wrong attribute in the late part of a caption, where a model of 77 tokens cannot see it. A model
 that only collects words finds an image by its late words and still does not know which object is red and which is blue.
@@ -11,43 +12,80 @@ another one of the same family; `exchanged` swaps two words of a family, which k
 import random
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 from typing import TYPE_CHECKING
 
 from longclip.constants import CLIP_CONTEXT_LENGTH, LONG_CLIP_CONTEXT_LENGTH
 from longclip.text.sentences import split_sentences, tidy
-from longclip.text.summaries import Summarizer, drawn_by, drop_first
+from longclip.text.summaries import drawn_by
 
 if TYPE_CHECKING:  # transformers takes seconds to import, and only the tokenizer's type is needed
     from transformers import CLIPTokenizer
 
 
-def shuffle_sentences(caption: str, key: str) -> str:
-    """All sentences in a random order that the key seeds."""
-    sentences = [tidy(sentence) for sentence in split_sentences(caption)]
+FOURTH = 3
+"""Position, from 0, to which the first sentence is moved, after DeBias-CLIP (arXiv 2602.22419)."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """A change to whole captions."""
+
+    apply: Callable[[str, str], str | None]
+    """(caption, key) -> changed caption, or None if the caption is too short for the change."""
+    is_random: bool
+    """Whether another key gives another result."""
+
+
+def shuffle_sentences(caption: str, key: str) -> str | None:
+    """All sentences in a random order; None for a single sentence."""
+    sentences = _sentences(caption)
     drawn_by(caption, key).shuffle(sentences)
-    return " ".join(sentences)
+    return " ".join(sentences) if len(sentences) > 1 else None
 
 
-def drop_words(caption: str, key: str, share: float = 0.5) -> str:
-    """The caption without a random share (0 to 1) of its words, seeded by the key; at least one is kept."""
-    kept = caption.split()
-    count = max(1, round(len(kept) * (1 - share)))
-    return " ".join(kept[place] for place in sorted(drawn_by(caption, key).sample(range(len(kept)), count)))
+def drop_first_sentence(caption: str, key: str) -> str | None:
+    """All sentences but the first; None for a single sentence."""
+    return " ".join(_sentences(caption)[1:]) or None
 
 
-_CHANGES: dict[str, Summarizer] = {
-    "sentences_shuffled": shuffle_sentences,
-    "first_sentence_dropped": drop_first,
-    "half_of_words_dropped": drop_words,
+def first_sentence_fourth(caption: str, key: str) -> str | None:
+    """The first sentence moved behind the next three; None for fewer than four sentences."""
+    first, *rest = _sentences(caption) or [""]
+    return " ".join([*rest[:FOURTH], first, *rest[FOURTH:]]) if len(rest) >= FOURTH else None
+
+
+def sample_sentences(caption: str, key: str, count: int) -> str | None:
+    """`count` random sentences in the caption's order; None if it has no more than these."""
+    sentences = _sentences(caption)
+    if len(sentences) <= count:
+        return None
+    return " ".join(sentences[place] for place in sorted(drawn_by(caption, key).sample(range(len(sentences)), count)))
+
+
+def drop_words(caption: str, key: str, share: float = 0.5) -> str | None:
+    """The caption without a random share (0 to 1) of its words, of which at least one stays; None for a single word."""
+    words = caption.split()
+    count = max(1, round(len(words) * (1 - share)))
+    kept = drawn_by(caption, key).sample(range(len(words)), min(count, len(words)))
+    return " ".join(words[place] for place in sorted(kept)) if len(words) > 1 else None
+
+
+def _sentences(caption: str) -> list[str]:
+    return [sentence for sentence in map(tidy, split_sentences(caption)) if sentence]
+
+
+CHANGES: dict[str, Change] = {
+    "half_of_words_dropped": Change(drop_words, is_random=True),
+    "first_sentence_dropped": Change(drop_first_sentence, is_random=False),
+    "sentences_shuffled": Change(shuffle_sentences, is_random=True),
+    "two_sentences_sampled": Change(partial(sample_sentences, count=2), is_random=True),
+    "three_sentences_sampled": Change(partial(sample_sentences, count=3), is_random=True),
+    "first_sentence_fourth": Change(first_sentence_fourth, is_random=False),
 }
-CHANGES: tuple[str, ...] = tuple(_CHANGES)
-"""Names of the changes to whole captions."""
-
-
-def changer(name: str) -> Summarizer:
-    """The change with this name, one of `CHANGES`; raises `KeyError` for any other."""
-    return _CHANGES[name]
+"""Changes to whole captions by their names."""
 
 
 FAMILIES: dict[str, tuple[str, ...]] = {

@@ -15,7 +15,7 @@ from longclip.checkpoint import Checkpoint, load_checkpoint
 from longclip.encode import encode_image, encode_text, unit
 from longclip.errors import CheckpointError
 from longclip.images import ImageTransform
-from longclip.text.perturbations import changer
+from longclip.text.perturbations import CHANGES
 from longclip.tokenizer import TokenBatch, load_tokenizer, tokenize
 from pipelines.common.columns import Columns, image_bytes
 from pipelines.common.model_inputs import require_texts, stack_pixels, usable_rows
@@ -33,7 +33,9 @@ class Reading:
     context_length: int | None = None
     """Maximum tokens of a text, including the start and end tokens; None for the maximum of the model."""
     change: str | None = None
-    """Perturbation applied to each text before it is tokenized (see `longclip.text.perturbations.changer`)."""
+    """Perturbation applied to each text before it is tokenized: a name in `longclip.text.perturbations.CHANGES`."""
+    draw: int = 0
+    """Number of the draw of a random perturbation."""
     max_texts: int | None = None
     """Maximum texts of a cell; None for all of them."""
 
@@ -64,8 +66,8 @@ def embed_dataset(
 
     Returns:
         Rows with the id, `keep`, `thumbnail` if asked for, `image_embedding [D]` and, for each reading of a cell with k
-        texts, `<name>_embedding [k, D]` and `<name>_cut`, how many of the texts were truncated. Embeddings are float32
-        vectors of length 1.
+        texts, `<name>_embedding [k, D]` and `<name>_cut`, how many of the texts were truncated; for a reading with a
+        change also `<name>_unchanged`, how many were too short for it. Embeddings are float32 vectors of length 1.
     """
     kept = list(dict.fromkeys([columns.id, *keep]))
     inputs = EmbeddingInputs(
@@ -73,6 +75,7 @@ def embed_dataset(
     )
     # With GPUs these are CPU tasks of their own. Without, Ray Data fuses them into the actors: the same cores do both.
     made = [f"{name}_cut" for name in readings] + (["thumbnail"] if thumbnail_side else [])
+    made += [f"{name}_unchanged" for name, reading in readings.items() if reading.change]
     return dataset.map_batches(inputs, batch_size=BATCH_SIZE).map_batches(
         EmbedRows,
         fn_constructor_args=[source, list(readings), kept + made],
@@ -107,7 +110,8 @@ class EmbeddingInputs:
         Returns:
             The `keep` columns, `pixels [n, S, S, 3]` uint8, `thumbnail` if asked for, and for each reading of a cell
             with k texts: `<name>_ids`, int32 tokens of the k texts one after the other, `<name>_lengths [k]`, and
-            `<name>_cut`, how many texts were truncated.
+            `<name>_cut`, how many texts were truncated, and for a reading with a change `<name>_unchanged`, how many
+            were too short for it.
         """
         keys = batch[self.columns.id]
         usable, images = usable_rows(keys, self.quarantine, lambda row: self._image(batch, row))
@@ -130,10 +134,12 @@ class EmbeddingInputs:
         return pixels, _thumbnail(image, self.thumbnail_side)
 
     def _tokens(self, name: str, reading: Reading, keys: list[str], cells: list[list[str]]) -> dict[str, np.ndarray]:
+        unchanged: dict[str, np.ndarray] = {}
         if reading.change:
-            change = changer(reading.change)
-            pairs = zip(keys, cells, strict=True)
-            cells = [[change(text, f"{key}#{number}") for number, text in enumerate(cell)] for key, cell in pairs]
+            changed = [_changed(reading.change, reading.draw, *pair) for pair in zip(keys, cells, strict=True)]
+            unchanged = {f"{name}_unchanged": np.array([cell.count(None) for cell in changed], np.int64)}
+            pairs = zip(changed, cells, strict=True)
+            cells = [[new or text for new, text in zip(*pair, strict=True)] for pair in pairs]
         ids, lengths, cut = [], [], []
         if cells:
             limit = min(reading.context_length or self.context_length, self.context_length)
@@ -152,6 +158,7 @@ class EmbeddingInputs:
             f"{name}_ids": object_column(ids),
             f"{name}_lengths": object_column(lengths),
             f"{name}_cut": np.array(cut, np.int64),
+            **unchanged,
         }
 
 
@@ -178,20 +185,36 @@ class EmbedRows:
             return rows | {"image_embedding": np.zeros((0, model.config.projection_dim), np.float32)}
         pixels = torch.tensor(batch["pixels"], device=model.device)
         rows["image_embedding"] = unit(encode_image(model, transform.normalize(pixels))).cpu().numpy()
+        texts = {name: _texts(batch[f"{name}_ids"], batch[f"{name}_lengths"]) for name in self.texts}
+        # Many readings leave many texts as they are, and equal texts are encoded once.
+        distinct = {text.tobytes(): text for name in self.texts for text in texts[name]}
+        places = {text: place for place, text in enumerate(distinct)}
+        if distinct:
+            embeddings = unit(encode_text(model, _token_batch(list(distinct.values())))).cpu().numpy()
         for name in self.texts:
-            tokens = _token_batch(batch[f"{name}_ids"], batch[f"{name}_lengths"])
-            embeddings = unit(encode_text(model, tokens)).cpu().numpy()
             ends = np.cumsum([len(lengths) for lengths in batch[f"{name}_lengths"]])[:-1]
-            rows[f"{name}_embedding"] = object_column(np.split(embeddings, ends))
+            of_texts = embeddings[[places[text.tobytes()] for text in texts[name]]]
+            rows[f"{name}_embedding"] = object_column(np.split(of_texts, ends))
         return rows
 
 
-def _token_batch(ids: np.ndarray, lengths: np.ndarray) -> TokenBatch:
-    """The texts of all cells as one batch; as they were truncated before, `full_lengths` equal `lengths`."""
-    all_lengths = torch.from_numpy(np.concatenate(lengths)).long()
-    input_ids = torch.zeros(len(all_lengths), int(all_lengths.max()), dtype=torch.int64)
-    input_ids[torch.arange(input_ids.shape[1]) < all_lengths[:, None]] = torch.from_numpy(np.concatenate(ids)).long()
-    return TokenBatch(input_ids, all_lengths, all_lengths)
+def _changed(change: str, draw: int, key: str, cell: list[str]) -> list[str | None]:
+    """The changed texts of a cell; None for those that are too short for the change."""
+    suffix = f"/{draw}" if draw else ""
+    return [CHANGES[change].apply(text, f"{key}#{number}{suffix}") for number, text in enumerate(cell)]
+
+
+def _texts(ids: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
+    """The tokens of each text of a column of cells."""
+    return [text for cell, ends in zip(ids, lengths, strict=True) for text in np.split(cell, np.cumsum(ends)[:-1])]
+
+
+def _token_batch(texts: Sequence[np.ndarray]) -> TokenBatch:
+    """Texts as one batch; as they were truncated before, `full_lengths` equal `lengths`."""
+    lengths = torch.tensor([len(text) for text in texts])
+    input_ids = torch.zeros(len(texts), int(lengths.max()), dtype=torch.int64)
+    input_ids[torch.arange(input_ids.shape[1]) < lengths[:, None]] = torch.from_numpy(np.concatenate(texts)).long()
+    return TokenBatch(input_ids, lengths, lengths)
 
 
 def _thumbnail(image: Image.Image, side: int) -> bytes:

@@ -58,7 +58,7 @@ def _measure_all(
         measured = {}
         for name, model in models.items():
             report(f"embedding with {name} ({settings.models[name]}): {task.name}")
-            measured[name] = job.measure(model, task, settings.long_text)
+            measured[name] = job.measure(model, task, settings.long_text, settings.perturbation_draws)
             write_ranks(measured[name], output / "ranks" / f"{task.name}.{name}.parquet")
         reasons = {row: reason for model_rows in measured.values() for row, reason in model_rows.rejected.items()}
         rows += next(iter(measured.values())).images + len(reasons)

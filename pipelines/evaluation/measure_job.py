@@ -30,11 +30,11 @@ class MeasureJob:
         """Local directory of a model by any of its names (see `local_model`)."""
         return local_model(source, self.cache, self.tracking_uri, activation)
 
-    def measure(self, model: str, task: Task, long_text: bool = False) -> Measured:
+    def measure(self, model: str, task: Task, long_text: bool = False, draws: int = 1) -> Measured:
         """Measure a model, in a directory from `self.model`, on a task."""
         settings, scratch = self.settings, self.scratch / task.name
         scratch.mkdir(exist_ok=True)
-        return measure(model, task, UPath(scratch), settings.max_rejected_fraction, settings.workers, long_text)
+        return measure(model, task, UPath(scratch), settings.max_rejected_fraction, settings.workers, long_text, draws)
 
 
 @contextmanager

@@ -87,6 +87,8 @@ class Measured:
     """Reason by the id of each unusable row."""
     choices: dict[str, Choices] = field(default_factory=dict)
     """Choices by kind of hard negative, for long texts; only kinds that occurred."""
+    unchanged: dict[str, int] = field(default_factory=dict)
+    """Number of texts that are too short for a change, by its name."""
 
     @property
     def whole(self) -> dict[str, Answers]:

@@ -13,13 +13,14 @@ from longclip.checkpoint import Checkpoint, load_checkpoint
 from longclip.constants import CLIP_CONTEXT_LENGTH, KEPT_POSITIONS, LONG_CLIP_CONTEXT_LENGTH
 from longclip.errors import DataError
 from longclip.evaluation.metrics import classification_ranks, retrieval_ranks
-from longclip.text.perturbations import CHANGES, KINDS
+from longclip.text.perturbations import KINDS
 from longclip.zero_shot import class_embeddings
 from pipelines.common.columns import Columns, cell_texts
 from pipelines.common.embedding import Reading, embed_dataset
 from pipelines.common.rejected_rows import start_quarantine
 from pipelines.common.workers import Workers
 from pipelines.evaluation.measured import WHOLE, Answers, Choices, Measured
+from pipelines.evaluation.perturbed import perturbed_readings
 from pipelines.evaluation.rows import source_dataset
 from pipelines.evaluation.tasks import Task, label_classes, templates_of
 
@@ -27,13 +28,14 @@ CUTS = (10, KEPT_POSITIONS, 40, CLIP_CONTEXT_LENGTH, 128, LONG_CLIP_CONTEXT_LENG
 """Maximum tokens at which long texts are cut, to see up to which length more text helps."""
 
 
-def readings(task: Task, context_length: int, long_text: bool) -> dict[str, Reading]:
+def readings(task: Task, context_length: int, long_text: bool, draws: int) -> dict[str, Reading]:
     """How the texts of a task are read.
 
     Args:
         task: the task.
         context_length: of the model; cuts at it or above it are left out.
         long_text: also read cut and perturbed texts and hard negatives, on tasks with long texts.
+        draws: how many times random perturbations are drawn.
     """
     if task.is_zero_shot:
         return {}
@@ -41,12 +43,11 @@ def readings(task: Task, context_length: int, long_text: bool) -> dict[str, Read
     if not long_text or task.protocol.text != "long":
         return plain
     cuts = {f"cut_{cut}": Reading("captions", context_length=cut) for cut in CUTS if cut < context_length}
-    changes = {change: Reading("captions", change=change) for change in CHANGES}
-    return plain | cuts | changes | {kind: Reading(kind) for kind in KINDS}
+    return plain | cuts | perturbed_readings(draws) | {kind: Reading(kind) for kind in KINDS}
 
 
 def measure(
-    model: str, task: Task, scratch: UPath, max_rejected_fraction: float, workers: Workers, long_text: bool
+    model: str, task: Task, scratch: UPath, max_rejected_fraction: float, workers: Workers, long_text: bool, draws: int
 ) -> Measured:
     """Embed the images and texts of a task with a model, and rank them.
 
@@ -57,12 +58,13 @@ def measure(
         max_rejected_fraction: maximum share of unusable rows.
         workers: actors that hold the model.
         long_text: see `readings`.
+        draws: see `readings`.
 
     Raises:
         DataError: too many rows are unusable, ids are not unique, or the counts are not the protocol's.
     """
     checkpoint = load_checkpoint(model)
-    text_readings = readings(task, checkpoint.context_length, long_text)
+    text_readings = readings(task, checkpoint.context_length, long_text, draws)
     kinds = [kind for kind in KINDS if kind in text_readings]
     pieces = task.source.pieces(scratch)
     quarantine = start_quarantine(sum(piece.rows or 0 for piece in pieces), max_rejected_fraction)
@@ -96,6 +98,11 @@ def measure(
         texts_cut=sum(int(row[f"{WHOLE}_cut"]) for row in rows) if texts else 0,
         answers=answers,
         rejected=ray.get(quarantine.reasons.remote()),
+        unchanged={
+            reading.change: sum(int(row[f"{name}_unchanged"]) for row in rows)
+            for name, reading in text_readings.items()
+            if reading.change and reading.draw == 0
+        },
         choices={kind: choices for kind in kinds if len((choices := _choices(images, rows, kind)).margins)},
     )
 

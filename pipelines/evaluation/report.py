@@ -9,9 +9,12 @@ from pipelines.common.tables import Table
 
 DIRECTIONS = {"text_to_image": "text to image", "image_to_text": "image to text", "image_to_class": "image to class"}
 CHANGE_TITLES = {
-    "sentences_shuffled": "sentences shuffled",
-    "first_sentence_dropped": "first sentence dropped",
     "half_of_words_dropped": "half of the words dropped",
+    "first_sentence_dropped": "first sentence dropped",
+    "sentences_shuffled": "sentences shuffled",
+    "two_sentences_sampled": "two sentences sampled",
+    "three_sentences_sampled": "three sentences sampled",
+    "first_sentence_fourth": "first sentence moved to fourth place",
 }
 NEGATIVE_TITLES = {"replaced": "replaced by another one", "exchanged": "two exchanged"}
 
@@ -118,12 +121,18 @@ def _long_text_tables(result: dict[str, Any]) -> Iterator[Table]:
         words=2,
     )
     yield Table(
-        "Recall at 1 with perturbed texts",
-        ["model", "direction", "perturbation", "R@1", "change, points", "better", "worse", "p (paired)"],
+        "Recall at 1 with perturbed texts, the mean of the draws; the relative change is that in percent of the whole"
+        " text's recall, with the 95 % interval over images and draws; texts too short for a change are left as they"
+        " are",
+        [
+            *("model", "direction", "perturbation", "draws", "R@1", "relative change, percent", "change, points"),
+            *("better", "worse", "p (paired)", "texts too short"),
+        ],
         [
             [
-                *(model, DIRECTIONS[direction], CHANGE_TITLES[name]),
-                *(f"{100 * line['recall@1']:.1f}", change_text(line), *_counts(line)),
+                *(model, DIRECTIONS[direction], CHANGE_TITLES[name], str(line["draws"])),
+                *(f"{100 * line['recall@1']:.1f}", _relative(line["relative_change"]), change_text(line)),
+                *(*_counts(line), str(line["texts_unchanged"])),
             ]
             for model, direction, long_text in studied
             for name, line in long_text["changes"].items()
@@ -194,6 +203,16 @@ def _percent(figure: dict[str, float]) -> str:
 def change_text(line: dict[str, float]) -> str:
     """A difference in points with its interval."""
     return f"{100 * line['difference']:+.1f} [{100 * line['low']:+.1f}, {100 * line['high']:+.1f}]"
+
+
+def _relative(change: dict[str, float | None]) -> str:
+    """A relative change in percent with its interval, or why there is none."""
+    if change["value"] is None:
+        return "nothing found with the whole text"
+    value = f"{100 * change['value']:+.1f}"
+    if change["low"] is None or change["high"] is None:
+        return f"{value} (too few hits for an interval)"
+    return f"{value} [{100 * change['low']:+.1f}, {100 * change['high']:+.1f}]"
 
 
 def _counts(line: dict[str, float]) -> list[str]:

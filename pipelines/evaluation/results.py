@@ -3,12 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
-from longclip.evaluation.significance import compare_paired
-from longclip.text.perturbations import CHANGES
 from pipelines.evaluation.effective_length import MARGIN, recall_by_length
-from pipelines.evaluation.measured import Answers, Measured, compare
+from pipelines.evaluation.measured import Measured, compare
 from pipelines.evaluation.measuring import CUTS
 from pipelines.evaluation.paper_figures import paper_figures
+from pipelines.evaluation.perturbed import perturbation_results
 from pipelines.evaluation.tasks import Task
 
 TOLERANCE = 0.5
@@ -79,12 +78,8 @@ def _long_text(measured: Measured, direction: str, margin: float) -> dict[str, A
     """Recall at 1 by maximum tokens, and by perturbation of the text."""
     whole = measured.whole[direction]
     cuts = {cut: measured.answers[f"cut_{cut}"][direction] for cut in CUTS if f"cut_{cut}" in measured.answers}
-    changes = {name: _change(measured.answers[name][direction], whole) for name in CHANGES}
-    return recall_by_length(cuts | {measured.context_length: whole}, margin) | {"changes": changes}
-
-
-def _change(answers: Answers, whole: Answers) -> dict[str, float]:
-    return {"recall@1": answers.ranks.recall(1)} | compare_paired(whole.hits(), answers.hits(), whole.groups).asdict()
+    by_length = recall_by_length(cuts | {measured.context_length: whole}, margin)
+    return by_length | {"changes": perturbation_results(measured, direction)}
 
 
 def _against_paper(task: Task, measured: Measured, name: str, paper_model: str) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable
 from typing import Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from longclip.constants import Activation
 from pipelines.common.settings import Settings
@@ -83,6 +83,8 @@ class BenchmarkSettings(MeasureSettings):
     """Models to compare with a paper's figures, by their name in paper_figures.yaml: `{official: long-clip-b16}`."""
     long_text: bool = True
     """On long texts, also measure recall by length, with perturbed texts, and against hard negatives."""
+    perturbation_draws: PositiveInt = 5
+    """How many times each random perturbation of long texts is drawn. Each draw encodes all texts again."""
     equal_margin: float = Field(default=0.02, gt=0, lt=1)
     """Loss of recall at 1, as a share, with which a cut text counts as equal to the whole one in the effective length:
     0.02 is two points. The interval of the loss must be smaller."""

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from longclip.evaluation import significance
-from longclip.evaluation.significance import compare_paired, mean_interval
+from longclip.evaluation.significance import compare_paired, mean_interval, relative_change_interval
 
 
 def mcnemar(better: int, worse: int) -> float:
@@ -81,3 +81,42 @@ def test_no_observed_difference_does_not_prove_equality(queries: int) -> None:
     assert -same.low == pytest.approx(3 / (queries + 2))
     assert same.low == pytest.approx(-same.high, abs=1 / queries)
     assert same.p_value == 1
+
+
+def test_relative_change_of_one_draw_agrees_with_the_delta_method() -> None:
+    draw = np.random.default_rng(3)
+    whole = (draw.random(1000) < 0.8).astype(float)
+    changed = whole * (draw.random(1000) < 0.7)
+    ratio = changed.mean() / whole.mean()
+    error = (changed - ratio * whole).std() / whole.mean() / np.sqrt(1000)
+    low, high = relative_change_interval(whole, changed[None]) or (0, 0)
+    assert (low, high) == pytest.approx((ratio - 1 - 1.96 * error, ratio - 1 + 1.96 * error), abs=0.004)
+
+
+def test_relative_change_covers_queries_and_draws() -> None:
+    # A draw that is 0.1 better or worse for all queries, as with a gallery of changed texts.
+    draw = np.random.default_rng(4)
+    held = 0
+    for _ in range(200):
+        whole = (draw.random(300) < 0.8).astype(float)
+        chances = 0.7 + draw.choice([-0.1, 0.1], (5, 1))
+        found = relative_change_interval(whole, whole * (draw.random((5, 300)) < chances), level=0.9, resamples=300)
+        held += found is not None and found[0] <= -0.3 <= found[1]
+    assert 150 <= held <= 195
+    shared = relative_change_interval(np.ones(300), np.array([[0.6], [0.8]]) * np.ones((2, 300))) or (0, 0)
+    assert shared[1] - shared[0] > 0.15, "draws that differ alone give a width"
+
+
+def test_relative_change_is_clustered_and_needs_hits() -> None:
+    draw = np.random.default_rng(5)
+    whole, changed = (draw.random(100) < 0.8).astype(float), (draw.random((5, 100)) < 0.5).astype(float)
+    alone = relative_change_interval(whole, changed)
+    groups = np.repeat(np.arange(100), 5)
+    copies = relative_change_interval(np.repeat(whole, 5), np.repeat(changed, 5, axis=1), groups)
+    assert copies == pytest.approx(alone)
+    for hits, is_there in ((0, False), (2, False), (20, True)):
+        few = (np.arange(100) < hits).astype(float)
+        assert (relative_change_interval(few, few[None]) is not None) is is_there
+    same = relative_change_interval(np.ones(100), np.ones((1, 100)))
+    assert same is not None
+    assert same[0] < -0.01, "no observed loss does not prove that there is none"

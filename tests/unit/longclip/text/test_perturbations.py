@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from longclip.text.perturbations import FAMILIES, KINDS, changer, hard_negative, late_part
+from longclip.text.perturbations import CHANGES, FAMILIES, KINDS, hard_negative, late_part
 from longclip.text.sentences import split_sentences, tidy, words
 from longclip.tokenizer import build_tokenizer, count_tokens
 
@@ -76,16 +76,66 @@ def test_late_part_is_between_77_and_248_tokens() -> None:
         assert len(re.findall("cat", caption[:end])) == min(count, 246 if tokens > 248 else count)
 
 
-def test_changes_are_reproducible_and_keep_the_rest() -> None:
-    caption = " ".join(f"Sentence {number} stands here." for number in range(20))
-    shuffled = changer("sentences_shuffled")(caption, "a")
-    assert sorted(map(tidy, split_sentences(shuffled))) == sorted(map(tidy, split_sentences(caption)))
-    assert shuffled != caption
-    assert shuffled == changer("sentences_shuffled")(caption, "a")
-    assert shuffled != changer("sentences_shuffled")(caption, "b")
-    halved = changer("half_of_words_dropped")(caption, "a").split()
-    assert len(halved) == len(caption.split()) // 2
-    rest = iter(caption.split())
-    assert all(word in rest for word in halved), "the words that are left keep their order"
-    assert changer("half_of_words_dropped")("word", "a") == "word"
-    assert changer("first_sentence_dropped")(caption, "a") == caption.partition(" stands here. ")[2]
+SENTENCES = [f"Sentence {number} stands here." for number in range(20)]
+CAPTION = " ".join(SENTENCES)
+
+
+def change(name: str, caption: str, key: str = "a") -> str | None:
+    """A change, by its name."""
+    return CHANGES[name].apply(caption, key)
+
+
+def test_random_changes_are_seeded_by_their_key() -> None:
+    for name, properties in CHANGES.items():
+        results = [change(name, CAPTION, key) for key in ("a", "a", "b")]
+        assert results[0] == results[1] != CAPTION, name
+        assert (results[0] != results[2]) is properties.is_random, name
+
+
+def test_shuffled_sentences_are_all_kept() -> None:
+    shuffled = change("sentences_shuffled", CAPTION) or ""
+    assert sorted(map(tidy, split_sentences(shuffled))) == sorted(SENTENCES)
+
+
+def test_half_of_the_words_keep_their_order() -> None:
+    halved = (change("half_of_words_dropped", CAPTION) or "").split()
+    assert len(halved) == len(CAPTION.split()) // 2
+    rest = iter(CAPTION.split())
+    assert all(word in rest for word in halved)
+
+
+@pytest.mark.parametrize(("name", "count"), [("two_sentences_sampled", 2), ("three_sentences_sampled", 3)])
+def test_sampled_sentences_keep_their_order(name: str, count: int) -> None:
+    samples = {change(name, CAPTION, str(key)) or "" for key in range(50)}
+    assert len(samples) > 40
+    for sample in samples:
+        places = [SENTENCES.index(tidy(sentence)) for sentence in split_sentences(sample)]
+        assert len(places) == count
+        assert places == sorted(set(places))
+    firsts = Counter(sample.startswith(SENTENCES[0]) for sample in samples)
+    assert firsts[False] > firsts[True] > 0, "the first sentence is drawn as often as the others"
+
+
+def test_the_first_sentence_is_dropped_or_moved() -> None:
+    assert change("first_sentence_dropped", "A cat sits.  It sleeps.\nIt is red.") == "It sleeps. It is red."
+    first, *rest = SENTENCES
+    assert change("first_sentence_fourth", CAPTION) == " ".join([*rest[:3], first, *rest[3:]])
+    assert change("first_sentence_fourth", " ".join(SENTENCES[:4])) == " ".join([*rest[:3], first])
+
+
+@pytest.mark.parametrize(
+    ("name", "sentences"),
+    [
+        *(("first_sentence_dropped", 2), ("sentences_shuffled", 2), ("two_sentences_sampled", 3)),
+        *(("three_sentences_sampled", 4), ("first_sentence_fourth", 4)),
+    ],
+)
+def test_captions_with_too_few_sentences_are_left_as_they_are(name: str, sentences: int) -> None:
+    assert change(name, " ".join(SENTENCES[:sentences])) is not None
+    for count in range(sentences):
+        assert change(name, " ".join(SENTENCES[:count])) is None
+
+
+def test_a_single_word_is_left_as_it_is() -> None:
+    assert change("half_of_words_dropped", "word") is change("half_of_words_dropped", "") is None
+    assert change("half_of_words_dropped", "two words") in ("two", "words")

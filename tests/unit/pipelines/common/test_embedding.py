@@ -12,7 +12,7 @@ import ray
 from longclip import images
 from longclip.checkpoint import Checkpoint
 from longclip.images import decode_image
-from longclip.text.perturbations import changer
+from longclip.text.perturbations import CHANGES
 from longclip.tokenizer import TokenBatch
 from pipelines.common import embedding
 from pipelines.common.columns import Columns
@@ -55,6 +55,7 @@ def embed(
         Columns(), checkpoint.transform, str(directory), 248, quarantine, readings, ["id"], thumbnail_side
     )
     keep = ["id", *(f"{name}_cut" for name in readings), *(["thumbnail"] if thumbnail_side else [])]
+    keep += [f"{name}_unchanged" for name, reading in readings.items() if reading.change]
     return EmbedRows(str(directory), list(readings), keep)(inputs(rows))
 
 
@@ -121,21 +122,48 @@ def test_lists_of_texts_are_cut_and_changed_as_their_reading_says(
         "whole": Reading("caption"),
         "cut": Reading("caption", context_length=10),
         "changed": Reading("caption", change="sentences_shuffled"),
+        "another": Reading("caption", change="sentences_shuffled", draw=1),
     }
     rows = embed(batch(captions), readings, tiny_checkpoint, tiny_checkpoint_dir, quarantine)
     cells = [[text] if isinstance(text, str) else list(text) for text in captions]
     assert [len(cell) for cell in rows["whole_embedding"]] == [1, 2, 3]
     assert rows["whole_cut"].tolist() == [0, 0, 0]
     assert rows["cut_cut"].tolist() == [0, 1, 0]
-    change = changer("sentences_shuffled")
+    assert rows["changed_unchanged"].tolist() == [1, 0, 3], "single sentences"
+    change = CHANGES["sentences_shuffled"].apply
     for row, cell in enumerate(cells):
         np.testing.assert_allclose(
             rows["whole_embedding"][row], library_text_embedding(tiny_checkpoint, *cell), atol=1e-6
         )
-        changed = [change(text, f"row-{row}#{number}") for number, text in enumerate(cell)]
-        np.testing.assert_allclose(
-            rows["changed_embedding"][row], library_text_embedding(tiny_checkpoint, *changed), atol=1e-6
-        )
+        for name, suffix in (("changed", ""), ("another", "/1")):
+            changed = [change(text, f"row-{row}#{number}{suffix}") or text for number, text in enumerate(cell)]
+            np.testing.assert_allclose(
+                rows[f"{name}_embedding"][row], library_text_embedding(tiny_checkpoint, *changed), atol=1e-6
+            )
+
+
+def test_equal_texts_of_all_readings_are_encoded_once(
+    tiny_checkpoint: Checkpoint, tiny_checkpoint_dir: Path, quarantine: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded: list[int] = []
+    encode_text = embedding.encode_text
+
+    def counting(model: Any, tokens: TokenBatch) -> Any:
+        encoded.append(len(tokens))
+        return encode_text(model, tokens)
+
+    monkeypatch.setattr(embedding, "encode_text", counting)
+    readings = {
+        "whole": Reading("caption"),
+        "cut": Reading("caption", context_length=20),  # cuts only the last text
+        "dropped": Reading("caption", change="first_sentence_dropped"),  # applies to the second one
+    }
+    captions = ["One sentence.", "A first. A second.", ["One sentence.", "word " * 30]]
+    rows = embed(batch(captions), readings, tiny_checkpoint, tiny_checkpoint_dir, quarantine)
+    assert encoded == [3 + 1 + 1]
+    np.testing.assert_array_equal(rows["whole_embedding"][0], rows["cut_embedding"][2][:1])
+    expected = library_text_embedding(tiny_checkpoint, "A second.")
+    np.testing.assert_allclose(rows["dropped_embedding"][1], expected, atol=1e-6)
 
 
 def test_rows_without_text_or_image_are_rejected_in_the_cpu_tasks(

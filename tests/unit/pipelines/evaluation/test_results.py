@@ -1,14 +1,16 @@
 """What is concluded from measurements: effective length, and verdicts on the papers' figures."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from longclip.evaluation.metrics import Ranks
-from longclip.text.perturbations import CHANGES
 from pipelines.evaluation.effective_length import MARGIN, recall_by_length
 from pipelines.evaluation.measured import WHOLE, Answers, Measured
 from pipelines.evaluation.measuring import CUTS
+from pipelines.evaluation.perturbed import perturbed_readings
 from pipelines.evaluation.report import render_markdown
 from pipelines.evaluation.results import paper_figures, task_result
 from pipelines.evaluation.tasks import Task, protocols
@@ -55,7 +57,7 @@ def result_of(found: Measured, known_as: dict[str, str]) -> dict:
 )
 def test_effective_length(by_cut: tuple[int, ...], expected: int | None) -> None:
     cuts = {f"cut_{cut}": hits for cut, hits in zip(CUTS, by_cut, strict=False)}
-    found = measured({WHOLE: 150} | cuts | dict.fromkeys(CHANGES, 90))
+    found = measured({WHOLE: 150} | cuts | dict.fromkeys(perturbed_readings(2), 90))
     result = result_of(found, {})
     study = result["models"]["m"]["long_text"]["text_to_image"]
     assert study["effective_length"] == expected
@@ -64,8 +66,6 @@ def test_effective_length(by_cut: tuple[int, ...], expected: int | None) -> None
     assert (study["effective_length_reason"] or "").startswith(reason if expected is None else "")
     assert (f"| {expected or reason} |" in render_markdown("x", [result])) is True
     assert [round(point["value"] * QUERIES) for point in study["recall@1"]] == [*by_cut, 150]
-    change = study["changes"]["sentences_shuffled"]
-    assert (change["better"], change["worse"], change["difference"]) == (0, 60, pytest.approx(-0.3))
 
 
 def by_length(queries: int, hits: dict[int, int], margin: float = MARGIN) -> dict:
@@ -99,6 +99,36 @@ def test_a_model_that_finds_nothing_has_no_effective_length(hits: int) -> None:
     study = by_length(1000, {10: 0, 77: hits, 248: hits})
     assert study["effective_length"] is None
     assert "recall at 1 of the whole text is" in study["effective_length_reason"]
+
+
+def perturbed(whole: int, hits: list[int]) -> tuple[dict, str]:
+    """Result of shuffled sentences with so many hits in each draw, and the report."""
+    readings = {f"sentences_shuffled_{draw}": count for draw, count in enumerate(hits)}
+    found = replace(measured({WHOLE: whole} | readings), unchanged={"sentences_shuffled": 7})
+    result = result_of(found, {})
+    return result["models"]["m"]["long_text"]["text_to_image"]["changes"], render_markdown("x", [result])
+
+
+def test_perturbed_recall_is_the_mean_of_the_draws() -> None:
+    changes, report = perturbed(150, [90, 100, 110])
+    assert list(changes) == ["sentences_shuffled"]
+    change = changes["sentences_shuffled"]
+    assert (change["recall@1"], change["draws"], change["texts_unchanged"]) == (0.5, 3, 7)
+    assert (change["better"], change["worse"], change["difference"]) == (0, 60, pytest.approx(-0.25))
+    relative = change["relative_change"]
+    assert relative["value"] == pytest.approx(-1 / 3)
+    assert -0.45 < relative["low"] < -1 / 3 < relative["high"] < -0.2
+    assert "| m | text to image | sentences shuffled | 3 | 50.0 | -33.3 [" in report
+    assert report.rstrip().endswith("| 7 |")
+
+
+def test_relative_change_of_almost_no_recall_is_not_given() -> None:
+    changes, report = perturbed(0, [1])
+    assert changes["sentences_shuffled"]["relative_change"] == {"value": None, "low": None, "high": None}
+    assert "| nothing found with the whole text |" in report
+    changes, report = perturbed(2, [1, 1])
+    assert changes["sentences_shuffled"]["relative_change"] == {"value": -0.5, "low": None, "high": None}
+    assert "| -50.0 (too few hits for an interval) |" in report
 
 
 @pytest.mark.parametrize(("hits", "verdict"), [(159, True), (158, False), (161, False)])
