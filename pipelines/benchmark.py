@@ -8,7 +8,9 @@ A task is a protocol by its name (coco5k, flickr30k-1k, flickr30k-full, sharegpt
 imagenet, imagenet-v2, imagenet-o, cifar10, cifar100; see protocols.yaml), or any data set of yours. A model is a
 directory, a hub name, models:/name/version, models:/name@alias, or a file of official weights.
 
-Writes report.html, report.md, results.json, one JSON per task, and the rank of every query in ranks/.
+Writes report.html, report.md, results.json, one JSON per task, and the rank of every query in ranks/. Each model on
+each task is kept in measured/ when it is finished: after a kill, or with another model or task, the same output is
+completed. results.json is written last.
 """
 
 from collections.abc import Sequence

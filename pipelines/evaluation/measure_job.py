@@ -38,17 +38,17 @@ class MeasureJob:
 
 
 @contextmanager
-def measure_job(settings: MeasureSettings, directory: Path) -> Iterator[MeasureJob]:
+def measure_job(settings: MeasureSettings, directory: Path, scratch: Path | None = None) -> Iterator[MeasureJob]:
     """Open all tasks before anything is computed, and connect to Ray.
 
     Args:
         settings: tasks and how to measure.
-        directory: local directory of the outputs, also for temporary files and, without `MLFLOW_TRACKING_URI`, for
-            MLflow's database.
+        directory: local directory of the outputs, also for MLflow's database without `MLFLOW_TRACKING_URI`.
+        scratch: local directory of temporary files; None for that of the outputs.
     """
     cache = local_path("cache", settings.cache)
     tasks = [open_task(name, task, settings.storage) for name, task in settings.tasks.items()]
     connect(settings.workers.total_cpus + 2)
     directory.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".measure.", dir=directory) as scratch:
-        yield MeasureJob(settings, tasks, Path(scratch), cache, tracking_uri(directory))
+    with tempfile.TemporaryDirectory(prefix=".measure.", dir=scratch or directory) as temporary:
+        yield MeasureJob(settings, tasks, Path(temporary), cache, tracking_uri(directory))

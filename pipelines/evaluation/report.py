@@ -1,6 +1,6 @@
 """Reports of results as Markdown and HTML, with a plot of recall against the number of tokens read."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from pipelines.common.pages import TEMPLATES
@@ -19,18 +19,19 @@ CHANGE_TITLES = {
 NEGATIVE_TITLES = {"replaced": "replaced by another one", "exchanged": "two exchanged"}
 
 
-def render_markdown(title: str, results: Sequence[dict[str, Any]]) -> str:
-    """The report as Markdown."""
-    parts = [f"# {title}"]
+def render_markdown(title: str, results: Sequence[dict[str, Any]], missing: Table | None = None) -> str:
+    """The report as Markdown; `missing` says what is not measured yet."""
+    parts = [f"# {title}", *([missing.markdown()] if missing else [])]
     for result in results:
         parts += [f"## {result['task']}: {result['protocol']}", " ".join(_facts(result))]
         parts += [table.markdown() for table in tables(result)]
     return "\n\n".join(parts) + "\n"
 
 
-def render_html(title: str, results: Sequence[dict[str, Any]]) -> str:
-    """The report as one HTML file; all texts are escaped."""
-    sections = [
+def render_html(title: str, results: Sequence[dict[str, Any]], missing: Table | None = None) -> str:
+    """The report as one HTML file, with the content of `render_markdown` and plots; all texts are escaped."""
+    sections = [{"heading": "Unfinished", "facts": [], "tables": [missing], "plot": ""}] if missing else []
+    sections += [
         {
             "heading": f"{result['task']}: {result['protocol']}",
             "facts": _facts(result),
@@ -40,6 +41,17 @@ def render_html(title: str, results: Sequence[dict[str, Any]]) -> str:
         for result in results
     ]
     return TEMPLATES.get_template("evaluation/report.html").render(title=title, sections=sections)
+
+
+def progress_table(measured: Mapping[str, Collection[str]], models: Collection[str]) -> Table:
+    """Which models are measured on which tasks, by the names of the tasks."""
+    done = sum(map(len, measured.values()))
+    return Table(
+        f"Unfinished: {done} of {len(measured) * len(models)} measurements are done",
+        ["task", *models],
+        [[task, *("done" if model in names else "" for model in models)] for task, names in measured.items()],
+        words=1 + len(models),
+    )
 
 
 def tables(result: dict[str, Any]) -> Iterator[Table]:

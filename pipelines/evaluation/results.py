@@ -28,7 +28,7 @@ def task_result(
         task: the task.
         measured: model name -> its measurement.
         sources: model name -> where it came from.
-        base: the model that the others are compared with.
+        base: the model that the others are compared with, once it is measured.
         paper_models: model name -> its name in paper_figures.yaml.
         margin: loss that counts as equal in the effective length.
     """
@@ -46,7 +46,7 @@ def task_result(
             {"base": base, "model": name, "direction": direction, "figure": "recall@1"}
             | compare(measured[base], model, direction).asdict()
             for name, model in measured.items()
-            if name != base
+            if name != base and base in measured
             for direction in model.whole
         ],
         "paper_figures": [

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable
+from itertools import product
 from typing import Any, Literal, Self
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
@@ -89,7 +90,8 @@ class BenchmarkSettings(MeasureSettings):
     """Loss of recall at 1, as a share, with which a cut text counts as equal to the whole one in the effective length:
     0.02 is two points. The interval of the loss must be smaller."""
     output: str = "var/benchmark"
-    """Local directory of the results; one that a benchmark made before is replaced."""
+    """Local directory of the results. Measurements of an earlier or killed run in it are used again where the model,
+    the data and the settings of the task are the same."""
 
     @model_validator(mode="after")
     def _names_exist(self) -> Self:
@@ -101,6 +103,20 @@ class BenchmarkSettings(MeasureSettings):
         ):
             if wrong := [name for name in names if name not in known]:
                 raise ValueError(f"{field} has '{wrong[0]}', which is unknown; known are {', '.join(known)}")
+        return self
+
+    @model_validator(mode="after")
+    def _files_differ(self) -> Self:
+        if "results" in self.tasks:
+            raise ValueError("tasks has 'results', whose file would be that of all results; give it another name")
+        pairs: dict[str, tuple[str, str]] = {}
+        for task, model in product(self.tasks, self.models):
+            other = pairs.setdefault(f"{task}.{model}", (task, model))
+            if other != (task, model):
+                raise ValueError(
+                    f"task '{task}' with model '{model}', and task '{other[0]}' with model '{other[1]}', would be"
+                    f" written to the same file {task}.{model}.parquet; rename one of them"
+                )
         return self
 
 

@@ -27,3 +27,15 @@ def test_names_that_cannot_be_file_names_are_refused(name: str) -> None:
 def test_usual_names_are_accepted() -> None:
     names = {"coco-5k_v1.0": "x", "longclip@3": "y"}
     assert validate(BenchmarkSettings, {"tasks": {"imagenet-v2": TASK}, "models": names}).models == names
+
+
+@pytest.mark.parametrize(
+    ("tasks", "models", "problem"),
+    [
+        (["a", "a.b"], ["b.c", "c"], "would be written to the same file a.b.c.parquet; rename one of them"),
+        (["results"], ["m"], "tasks has 'results', whose file would be that of all results"),
+    ],
+)
+def test_names_that_lead_to_the_same_file_are_refused(tasks: list[str], models: list[str], problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        validate(BenchmarkSettings, {"tasks": dict.fromkeys(tasks, TASK), "models": dict.fromkeys(models, "x")})
