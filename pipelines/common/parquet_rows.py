@@ -23,6 +23,11 @@ class Damaged:
     problem: str
 
 
+def part_rows(part: pa.RecordBatch | Damaged) -> int:
+    """Number of rows of a part that `read_rows` yields."""
+    return part.rows if isinstance(part, Damaged) else part.num_rows
+
+
 def read_rows(
     path: UPath, first: int, rows: int, batch_rows: int, columns: Sequence[str] | None = None
 ) -> Iterator[pa.RecordBatch | Damaged]:

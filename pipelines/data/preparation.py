@@ -16,8 +16,9 @@ from pipelines.common.storage import explained, open_path, output_path
 from pipelines.data.cleaning import KEY, CleanPiece, staged_schema
 from pipelines.data.decontamination import hash_images, set_field
 from pipelines.data.deduplication import Arrangement, WriteFile, arrange
+from pipelines.data.histograms import LengthHistogram
 from pipelines.data.publishing import Finished, add_counts, finish
-from pipelines.data.report import Histogram, Sample
+from pipelines.data.report import Sample
 from pipelines.data.settings import NOT_IN_IDENTITY, PrepareSettings
 from pipelines.data.sources.opening import open_source
 from pipelines.data.sources.source import Source, planned_pieces
@@ -132,6 +133,6 @@ def _finished(
         reasons=[*(reason for result in results for reason in result["reasons"]), *arrangement.duplicates.grouped],
         rejected=arrangement.duplicates,
         stage="clean",
-        histograms=[Histogram("Captions", add_counts(result["tokens"] for result in results))],
+        histograms=[LengthHistogram("Captions", add_counts(result["tokens"] for result in results))],
         sample=lambda row: Sample(row["id"], row["image"], caption_text(row["caption"]), {}, row["caption_tokens"]),
     )

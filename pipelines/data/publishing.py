@@ -17,7 +17,8 @@ from pipelines.common.rejected_rows import QUARANTINE, QUARANTINE_SCHEMA, Reject
 from pipelines.common.settings import Settings, dump
 from pipelines.common.storage import arrow_filesystem
 from pipelines.common.whole_files import whole_file, write_whole
-from pipelines.data.report import Histogram, RejectedSamples, Sample, render_report
+from pipelines.data.histograms import Histogram
+from pipelines.data.report import RejectedSamples, Sample, render_report
 from pipelines.data.workspace import Workspace
 
 SCHEMA_VERSION = 1
@@ -41,7 +42,7 @@ class Finished:
     schema: pa.Schema
     reasons: Sequence[tuple[str, str, int]]
     """(stage, reason, count) of rejected rows."""
-    histograms: list[Histogram]
+    histograms: Sequence[Histogram]
     stage: str
     """Stage whose units wrote files of rejected rows."""
     sample: Callable[[dict[str, Any]], Sample]
@@ -88,7 +89,7 @@ def finish(work: Workspace, finished: Finished) -> dict[str, Any]:
         "counts": finished.counts,
         **finished.details,
         "splits": {split: rows for split, rows in splits.items() if split},
-        "tokens": {histogram.title: histogram.summary() for histogram in finished.histograms},
+        **_statistics(finished.histograms),
         "columns": {field.name: str(field.type) for field in finished.schema},
         "files": finished.files,
         "quarantine": quarantine,
@@ -104,6 +105,13 @@ def add_counts(counts: Iterable[dict[Any, int]]) -> Counter[Any]:
     for part in counts:
         total.update({int(key) if isinstance(key, str) and key.isdigit() else key: part[key] for key in part})
     return total
+
+
+def _statistics(histograms: Sequence[Histogram]) -> dict[str, dict[str, Any]]:
+    by_kind: dict[str, dict[str, Any]] = {}
+    for histogram in histograms:
+        by_kind.setdefault(histogram.kind, {})[histogram.title] = histogram.summary()
+    return by_kind
 
 
 def _samples(tree: UPath, finished: Finished) -> list[Sample]:

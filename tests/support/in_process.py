@@ -11,6 +11,7 @@ import pytest
 from pipelines.common.entry import run_entry
 from pipelines.common.progress import Progress
 from pipelines.data import decontamination, preparation
+from pipelines.data.scores import scoring
 from pipelines.data.summaries import summarization
 from pipelines.data.workspace import Workspace
 
@@ -34,10 +35,10 @@ def run_units(
 
 
 def without_ray(patch: pytest.MonkeyPatch) -> None:
-    """Let `prepare` and `summarize` work in this process."""
-    for module in (preparation, decontamination, summarization):
+    """Let `prepare`, `summarize` and `score` work in this process."""
+    for module in (preparation, decontamination, summarization, scoring):
         patch.setattr(module, "run_units", run_units)
-    for module in (preparation, summarization):
+    for module in (preparation, summarization, scoring):
         patch.setattr(module, "connect", lambda *_, **__: None)
 
 

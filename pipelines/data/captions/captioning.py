@@ -25,8 +25,9 @@ from pipelines.data.captions.settings import NOT_IN_IDENTITY, CaptionSettings
 from pipelines.data.captions.spending import Budget, BudgetError
 from pipelines.data.captions.vision_model import AskVisionModel, checked_source
 from pipelines.data.captions.writing import WriteCaptions, output_schema
+from pipelines.data.histograms import LengthHistogram
 from pipelines.data.publishing import Finished, add_counts, finish
-from pipelines.data.report import Histogram, Sample
+from pipelines.data.report import Sample
 from pipelines.data.sources.opening import open_source
 from pipelines.data.sources.source import Source
 from pipelines.data.vllm_settings import VLLM_STAGE_CPUS
@@ -188,7 +189,7 @@ def _finished(job: CaptionJob, asked: list[dict[str, Any]], written: list[dict[s
         files=[result["file"] for result in written],
         schema=output_schema(job.source),
         reasons=[reason for result in written for reason in result["reasons"]],
-        histograms=[Histogram("Captions", add_counts(result["tokens"] for result in written))],
+        histograms=[LengthHistogram("Captions", add_counts(result["tokens"] for result in written))],
         stage=WRITE,
         sample=_sample,
     )

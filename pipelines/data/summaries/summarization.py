@@ -11,8 +11,9 @@ from pipelines.common.parquet_set import ParquetSet, open_parquet
 from pipelines.common.progress import Progress
 from pipelines.common.rejected_rows import RejectedLimit
 from pipelines.common.storage import explained, output_path
+from pipelines.data.histograms import LengthHistogram
 from pipelines.data.publishing import Finished, add_counts, finish
-from pipelines.data.report import Histogram, Sample
+from pipelines.data.report import Sample
 from pipelines.data.summaries.captions import row_caption
 from pipelines.data.summaries.piece_task import SOURCE, AddSummaries, output_schema
 from pipelines.data.summaries.preflight import check_strategies
@@ -89,7 +90,7 @@ def _make_output(work: Workspace, settings: SummarizeSettings, data: ParquetSet,
         schema=output_schema(settings, data.schema),
         reasons=[reason for result in results for reason in result["reasons"]],
         histograms=[
-            Histogram(title, add_counts(result["tokens"].get(name, {}) for result in results))
+            LengthHistogram(title, add_counts(result["tokens"].get(name, {}) for result in results))
             for title, name in (("Captions", "caption"), *((f"Summaries: {s}", s) for s in settings.strategies))
         ],
         stage="summarize",

@@ -7,7 +7,8 @@ import pytest
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 
-from pipelines.data.report import Histogram, Sample, render_report
+from pipelines.data.histograms import LengthHistogram
+from pipelines.data.report import Sample, render_report
 from tests.support.broken_rows import jpeg
 from tests.support.browser import open_browser
 from tests.support.programs import needs_programs
@@ -20,7 +21,10 @@ def report(caption: str = "A house.", rejected: int = 2) -> str:
         title="Prepared data",
         facts=[("rows in", "1,000"), ("source", HOSTILE)],
         rejected=[("image", f"{HOSTILE} {number}", number + 1) for number in range(rejected)],
-        histograms=[Histogram("Captions", {10: 60, 78: 20, 248: 10, 249: 6, 900: 4}), Histogram("Nothing", {})],
+        histograms=[
+            LengthHistogram("Captions", {10: 60, 78: 20, 248: 10, 249: 6, 900: 4}),
+            LengthHistogram("Nothing", {}),
+        ],
         samples=[
             Sample("first", jpeg(1), caption, {"extractive": HOSTILE}, 12),
             Sample(HOSTILE, b"broken", caption, {}, 3),
@@ -28,27 +32,6 @@ def report(caption: str = "A house.", rejected: int = 2) -> str:
         ],
         settings={"input": HOSTILE},
     )
-
-
-def test_histogram_statistics() -> None:
-    histogram = Histogram("x", {10: 60, 77: 10, 78: 14, 248: 10, 249: 6})
-    assert histogram.summary() == {
-        "texts": 100,
-        "mean": pytest.approx((600 + 770 + 78 * 14 + 2480 + 249 * 6) / 100, abs=0.05),
-        "median": 10,
-        "max": 249,
-        "share_over_77": 0.3,
-        "share_over_248": 0.06,
-    }
-    assert sum(bar["texts"] for bar in histogram.bars) == 100
-    assert [bar["texts"] for bar in histogram.bars if bar["label"] in ("72 to 79", "248 to 255")] == [24, 16]
-    assert Histogram("none", {}).summary()["median"] == 0
-
-
-def test_longest_texts_share_the_last_bar() -> None:
-    bars = Histogram("x", {319: 1, 320: 2, 5000: 3}).bars
-    assert [(bar["label"], bar["texts"]) for bar in bars[-2:]] == [("312 to 319", 1), ("320 or more", 5)]
-    assert bars[-1]["height"] == 1
 
 
 def test_data_is_escaped() -> None:

@@ -1,0 +1,1 @@
+"""CLIP scores of image-text pairs, and the choice of rows by them."""
