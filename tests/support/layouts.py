@@ -1,5 +1,6 @@
 """One small data set in every layout that people have."""
 
+import csv
 import io
 import json
 import tarfile
@@ -76,6 +77,21 @@ def iiw(folder: Path) -> Path:
 def jsonl(folder: Path) -> Path:
     write_images(folder)
     return write_lines(folder / "rows.jsonl", [{"id": s, "file_name": f"{s}.jpg", "text": t} for s, t in TEXTS.items()])
+
+
+def csv_commas(folder: Path) -> Path:
+    write_images(folder / "images")
+    path = folder / "rows.csv"
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([("file_name", "caption"), *((f"{stem}.jpg", text) for stem, text in TEXTS.items())])
+    return path
+
+
+def csv_tabs(folder: Path) -> Path:
+    write_images(folder)
+    path = folder / "rows.tsv"
+    path.write_text("".join(["filepath\ttext\n", *(f'{stem}.jpg\t"{text}"\n' for stem, text in TEXTS.items())]))
+    return path
 
 
 def coco(folder: Path) -> Path:
@@ -159,7 +175,19 @@ def parquet_paths(folder: Path) -> Path:
 LAYOUTS: dict[str, Callable[[Path], Path]] = {
     layout.__name__: layout
     for layout in (
-        *(sharegpt4v, docci, iiw, jsonl, coco, flickr30k, urban1k, image_folder, img2dataset_files),
+        *(
+            sharegpt4v,
+            docci,
+            iiw,
+            jsonl,
+            csv_commas,
+            csv_tabs,
+            coco,
+            flickr30k,
+            urban1k,
+            image_folder,
+            img2dataset_files,
+        ),
         *(webdataset, compressed_tar, parquet_bytes, parquet_structs, parquet_struct_paths, parquet_paths),
     )
 }

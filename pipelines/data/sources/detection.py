@@ -43,6 +43,8 @@ def detect_format(field: str, path: UPath, encoding: str) -> str:
         kind = "parquet"
     elif name.endswith((".token", ".token.txt")):
         kind = "flickr30k"
+    elif name.endswith((".csv", ".tsv")):
+        kind = "csv"
     elif name.endswith((".json", *JSON_LINES_SUFFIXES)):
         kind = _json(field, path, encoding)
     if kind:

@@ -1,23 +1,22 @@
 """Layouts of folders: images with texts or metadata next to them."""
 
-import csv
 import json
 import posixpath
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import PurePosixPath
-from typing import Any
 
 from upath import UPath
 
 from longclip.errors import DataError, one_line
 from pipelines.common.file_listing import HIDDEN_MEDIA, list_files
 from pipelines.data.sources.captions import caption_texts, side_captions
+from pipelines.data.sources.csv_reading import csv_rows
 from pipelines.data.sources.entries import Entry, object_entry
-from pipelines.data.sources.json_reading import Item, json_lines
+from pipelines.data.sources.json_reading import json_lines
 from pipelines.data.sources.settings import SourceSettings
 from pipelines.data.sources.suffixes import IMAGE_SUFFIXES, METADATA_NAMES, TEXT_SUFFIXES
-from pipelines.data.sources.text_decoding import decode_text, open_text, undecoded
+from pipelines.data.sources.text_decoding import decode_text, open_text
 
 BATCH_ENTRIES = 512
 MAX_TEXT_BYTES = 16 * 1024 * 1024
@@ -72,7 +71,7 @@ def imagefolder(path: UPath, images: UPath, settings: SourceSettings) -> Iterato
         if file.lower() not in METADATA_NAMES:
             continue
         with open_text(path / name, settings.encoding) as text:
-            read = json_lines if file.lower().endswith(".jsonl") else _csv_rows
+            read = json_lines if file.lower().endswith(".jsonl") else csv_rows
             for number, item, problem in read(text, settings.encoding):
                 entry = object_entry(number, item, settings, problem)
                 if entry.image is None:
@@ -85,18 +84,6 @@ def imagefolder(path: UPath, images: UPath, settings: SourceSettings) -> Iterato
                 yield replace(entry, id=image if settings.id is None else entry.id, image=image)
     for image in sorted(unlisted):
         yield Entry(image, problem="image is not listed in a metadata file")
-
-
-def _csv_rows(text: Any, encoding: str) -> Iterator[Item]:
-    rows = csv.DictReader(text)
-    try:
-        for number, row in enumerate(rows):
-            item = {key: value or None for key, value in row.items() if key is not None}
-            reason = undecoded("".join(value for value in item.values() if value), encoding)
-            problem = f"row {number + 1} {reason}" if reason else None
-            yield number, item, problem or ("row has more cells than the header" if None in row else None)
-    except csv.Error as error:
-        raise DataError(f"is not valid CSV: {error} in line {rows.line_num}") from error
 
 
 def _pairs(images: UPath, texts: UPath, settings: SourceSettings) -> Iterator[Entry]:

@@ -9,6 +9,7 @@ from typing import Any
 from upath import UPath
 
 from pipelines.data.sources.captions import caption_texts
+from pipelines.data.sources.csv_reading import csv_rows
 from pipelines.data.sources.entries import Entry, Layout, object_entry
 from pipelines.data.sources.folder_layouts import class_folders, dci, folder, imagefolder, images_below, urban1k
 from pipelines.data.sources.json_reading import MAX_CHARACTERS, json_items, json_lines
@@ -29,6 +30,13 @@ def jsonl(path: UPath, images: UPath, settings: SourceSettings) -> Iterator[Entr
     """One JSON object per line, such as DOCCI's `{example_id, image_file, description}`, or with conversations."""
     with open_text(path, settings.encoding) as text:
         for number, item, problem in json_lines(text, settings.encoding):
+            yield object_entry(number, item, settings, problem)
+
+
+def csv(path: UPath, images: UPath, settings: SourceSettings) -> Iterator[Entry]:
+    """Rows of a CSV or TSV file with a header, such as open_clip's `filepath<TAB>title`."""
+    with open_text(path, settings.encoding) as text:
+        for number, item, problem in csv_rows(text, settings.encoding):
             yield object_entry(number, item, settings, problem)
 
 
@@ -99,6 +107,7 @@ LAYOUTS: dict[str, Layout] = {
     "docci": jsonl,
     "iiw": iiw,
     "jsonl": jsonl,
+    "csv": csv,
     "dci": dci,
     "coco": coco,
     "flickr30k": flickr30k,

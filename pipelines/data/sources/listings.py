@@ -49,6 +49,8 @@ class ListingSource:
         first = list(islice(self._entries(), BATCH_ENTRIES))
         if settings.split is not None and not first:
             raise DataError(f"{field}='{path}' has no entry with source.split='{settings.split}'; check the name")
+        if not first:
+            raise DataError(f"{field}='{path}' has no entry that {kind} could read; check that the path is right")
         self.lists = any(len(entry.captions) > 1 for entry in first)
         self.table: ParquetSource | None = None
 

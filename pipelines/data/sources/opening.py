@@ -2,7 +2,7 @@
 
 from upath import UPath
 
-from longclip.errors import ConfigError
+from longclip.errors import ConfigError, DataError
 from pipelines.common.parquet_set import open_parquet
 from pipelines.common.storage import Storage, existing_path, explained, open_path
 from pipelines.data.sources.cifar import CifarSource
@@ -13,6 +13,9 @@ from pipelines.data.sources.parquet import parquet_source
 from pipelines.data.sources.settings import SourceSettings
 from pipelines.data.sources.source import Source
 from pipelines.data.sources.tar import TarSource
+
+FOLDERS = {"urban1k": ("caption", "image"), "dci": ("annotations", "photos")}
+"""Folders of texts and of images, in layouts that have two."""
 
 
 def open_source(
@@ -36,6 +39,7 @@ def open_source(
         kind = settings.format if settings.format != "auto" else detect_format(field, path, settings.encoding)
         images = open_path("source.images", settings.images, storage) if settings.images else _images_root(path, kind)
         _check_applicable(settings, kind)
+        _check_folders(field, path, kind, settings)
         if kind == "cifar":
             return CifarSource(field, path)
         if kind == "parquet":
@@ -56,11 +60,18 @@ def _check_applicable(settings: SourceSettings, kind: str) -> None:
         raise ConfigError(f"source.images does not apply to {kind}, which holds its images itself; remove it")
 
 
+def _check_folders(field: str, path: UPath, kind: str, settings: SourceSettings) -> None:
+    """Refuse a directory without the folders of its layout: it would be read as an empty set."""
+    needed = FOLDERS.get(kind, ())[: 1 if settings.images else 2]
+    missing = [f"{name}/" for name in needed if not (path / name).is_dir()]
+    if missing:
+        layout = " and ".join(f"{name}/" for name in FOLDERS[kind])
+        raise DataError(f"{field}='{path}' has no {' and no '.join(missing)}; give the directory that has {layout}")
+
+
 def _images_root(path: UPath, kind: str) -> UPath:
-    if kind == "urban1k":
-        return path / "image"
-    if kind == "dci":
-        return path / "photos"
+    if kind in FOLDERS:
+        return path / FOLDERS[kind][1]
     if kind in ("folder", "imagefolder", "class_folders"):
         return path
     folder = path if path.is_dir() else path.parent

@@ -17,6 +17,7 @@ Format = Literal[
     "dci",
     "iiw",
     "jsonl",
+    "csv",
     "coco",
     "flickr30k",
     "urban1k",
@@ -65,10 +66,10 @@ class SourceSettings(Settings):
 
     format: Format = "auto"
     """Layout: parquet, webdataset (tars), sharegpt4v (JSON), docci, dci (annotations/), iiw, jsonl (objects in lines),
-    coco (captions or Karpathy's splits), flickr30k (token file), urban1k (image/ and caption/), folder (images with
-    .txt or .json files next to them), imagefolder (metadata.jsonl or .csv). Output of img2dataset is parquet,
-    webdataset or folder. `auto` detects all of these. For classification, never detected: class_folders (one folder of
-    images per class), cifar (binary version)."""
+    csv (commas or tabs, with a header), coco (captions or Karpathy's splits), flickr30k (token file), urban1k (image/
+    and caption/), folder (images with .txt or .json files next to them), imagefolder (metadata.jsonl or .csv). Output
+    of img2dataset is parquet, webdataset or folder. `auto` detects all of these. For classification, never detected:
+    class_folders (one folder of images per class), cifar (binary version)."""
     images: str | None = None
     """Directory or URI that image paths are relative to; null takes that of the annotations, or images/ in it."""
     id: str | None = None

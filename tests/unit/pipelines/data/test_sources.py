@@ -246,7 +246,8 @@ def test_damaged_parquet_gives_a_problem_for_each_lost_row(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("name", "content", "settings", "expected"),
     [
-        ("x.csv", b"a,b", {}, "has an unknown layout; name it with --set source.format="),
+        ("x.xml", b"a,b", {}, "has an unknown layout; name it with --set source.format="),
+        ("x.csv", b"filepath,title", {}, "has no entry that csv could read"),
         ("x.json", b'{"a": 1}', {}, "has an unknown layout"),
         ("x.json", b'[{"id": 1}, {"id": 2', {}, "cannot be read as sharegpt4v"),
         ("x.json", b"\xff\xfe[broken", {"format": "coco"}, "cannot be read as coco"),
