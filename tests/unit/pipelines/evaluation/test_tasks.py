@@ -72,12 +72,20 @@ def flickr30k_full(root: Path) -> None:
     write(root / "results_20130124.token", "".join(lines))
 
 
-def sharegpt4v_1k(root: Path) -> None:
-    stems = [str(number) for number in range(1, 1004)]
+def sharegpt4v(root: Path, rows: int) -> None:
+    stems = [str(number) for number in range(1, rows + 4)]
     write_images(root / "data" / "sam" / "images", STEMS)
     answers = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "long"}]
-    rows = [{"id": stem, "image": f"sam/images/{stem}.jpg", "conversations": answers} for stem in stems]
-    write(root / "share-captioner_coco_lcs_sam_1246k_1107.json", rows)
+    entries = [{"id": stem, "image": f"sam/images/{stem}.jpg", "conversations": answers} for stem in stems]
+    write(root / "share-captioner_coco_lcs_sam_1246k_1107.json", entries)
+
+
+def sharegpt4v_1k(root: Path) -> None:
+    sharegpt4v(root, 1000)
+
+
+def sharegpt4v_10k(root: Path) -> None:
+    sharegpt4v(root, 10000)
 
 
 def urban1k(root: Path) -> None:
@@ -103,6 +111,12 @@ def dci(root: Path) -> None:
         write(root / "annotations" / f"{stem}.json", item)
 
 
+def long_dci(root: Path) -> None:
+    write_images(root / "SA1B" / "sa_138", STEMS)
+    rows = [f'sa_138/{stem}.jpg\t"A ""long"" text,\nof two lines."\n' for stem in STEMS]
+    write(root / "dci_long.csv", "".join(["filepath\ttitle\n", *rows]))
+
+
 def iiw(root: Path) -> None:
     write_images(root / "images", STEMS)
     rows = [{"image/key": stem, "image/url": "", "IIW": f"long {stem}", "IIW-P5B": "x"} for stem in STEMS]
@@ -114,6 +128,8 @@ LAYOUTS: dict[str, Callable[[Path], None]] = {
     "flickr30k-1k": flickr30k_1k,
     "flickr30k-full": flickr30k_full,
     "sharegpt4v-1k": sharegpt4v_1k,
+    "sharegpt4v-10k": sharegpt4v_10k,
+    "long-dci": long_dci,
     "urban1k": urban1k,
     "docci": docci,
     "dci": dci,
@@ -137,8 +153,8 @@ def test_a_set_in_its_own_layout_is_read(name: str, tmp_path: Path) -> None:
     LAYOUTS[name](root)
     task = opened(name, root)
     rows = rows_of(task, tmp_path / "scratch")
-    if name == "sharegpt4v-1k":
-        assert len(rows) == 1000
+    if name.startswith("sharegpt4v"):
+        assert len(rows) == protocols()[name].expected_images
         rows = rows[:3]
     assert [row.problem for row in rows] == [None] * 3
     assert [row.image for row in rows] == [jpeg(0), jpeg(1), jpeg(2)]
@@ -146,6 +162,8 @@ def test_a_set_in_its_own_layout_is_read(name: str, tmp_path: Path) -> None:
     assert {len(row.captions[: protocol.captions_per_image]) for row in rows} == {protocol.captions_per_image or 1}
     if name == "dci":
         assert rows[0].captions == ["short\nextra 1"]
+    if name == "long-dci":
+        assert rows[0].captions == ['A "long" text,\nof two lines.']
     # An incomplete protocol is rejected unless it is allowed; then the name of the result says so.
     with pytest.raises(DataError, match=rf"has 3 of the {protocol.expected_images} images of {name}.*subset=true"):
         task.check_counts(3, 3)
@@ -172,6 +190,25 @@ def test_error_names_missing_files(tmp_path: Path) -> None:
     pq.write_table(pa.table({"id": ["1"], "image": [b"x"], "caption": ["x"]}), tmp_path / "x.parquet")
     with pytest.raises(ConfigError, match=r"source\.split does not apply to parquet"):
         opened("mine", tmp_path / "x.parquet", source={"split": "test"})
+
+
+@pytest.mark.parametrize(
+    ("name", "folders", "problem"),
+    [
+        ("urban1k", [], "has no caption/ and no image/; give the directory that has caption/ and image/"),
+        ("urban1k", ["caption"], "has no image/; give the directory that has caption/ and image/"),
+        ("urban1k", ["caption", "image"], "has no entry that urban1k could read"),
+        ("dci", ["photos"], "has no annotations/; give the directory that has annotations/ and photos/"),
+        ("imagenet", ["empty"], "has no entry that class_folders could read"),
+    ],
+)
+def test_a_wrong_folder_is_refused_when_it_is_opened(
+    name: str, folders: list[str], problem: str, tmp_path: Path
+) -> None:
+    for folder in folders:
+        (tmp_path / folder).mkdir()
+    with pytest.raises(DataError, match=rf"tasks\.{name}\.input='{tmp_path}' {problem}"):
+        opened(name, tmp_path)
 
 
 def test_error_names_broken_annotations_of_dci(tmp_path: Path) -> None:
