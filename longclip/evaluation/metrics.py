@@ -117,7 +117,7 @@ def _finite(kind: str, embeddings: Tensor) -> Tensor:
 
 def _rank(queries: Tensor, candidates: Tensor, right: Sequence[np.ndarray] | np.ndarray) -> Ranks:
     """Ranks of queries `[Q, D]` among candidates `[C, D]`; `right` holds rows of the right candidates of each."""
-    distinct, place = _distinct(candidates)
+    distinct, place = distinct_rows(candidates)
     rank, ties = np.empty(len(queries), np.int64), np.empty(len(queries), np.int64)
     precision = np.empty(len(queries))
     for block in torch.arange(len(queries)).split(max(1, BLOCK_SCORES // len(candidates))):
@@ -136,8 +136,9 @@ def _rank(queries: Tensor, candidates: Tensor, right: Sequence[np.ndarray] | np.
     return Ranks(torch.from_numpy(rank), torch.from_numpy(ties), torch.from_numpy(precision), len(candidates))
 
 
-def _distinct(embeddings: Tensor) -> tuple[Tensor, np.ndarray | None]:
-    """The distinct rows, and the index of each row among them, or None if all rows differ."""
+def distinct_rows(embeddings: Tensor) -> tuple[Tensor, np.ndarray | None]:
+    """The distinct rows of embeddings, and the index of each row among them, or None if all rows differ. Scores of the
+    distinct ones are equal where the rows are, which a matrix product of all rows does not promise."""
     places: dict[bytes, int] = {}
     place = np.array([places.setdefault(hashlib.sha256(row).digest(), len(places)) for row in embeddings.numpy()])
     if len(places) == len(embeddings):

@@ -70,6 +70,7 @@ def compare_paired(
     groups: np.ndarray | None = None,
     level: float = LEVEL,
     resamples: int = RESAMPLES,
+    bounds: tuple[float, float] = (0.0, 1.0),
 ) -> Comparison:
     """Paired comparison of two models: bootstrap interval of the difference, and a sign-flip permutation test.
 
@@ -77,16 +78,17 @@ def compare_paired(
     miss this is McNemar's exact test, by simulation; the smallest possible p is 1 / (resamples + 1).
 
     Args:
-        a: `[Q]` value of each query under model A, between 0 and 1.
+        a: `[Q]` value of each query under model A, within `bounds`.
         b: `[Q]` the same query under model B.
         groups: see `mean_interval`.
         level: see `mean_interval`.
         resamples: draws of the bootstrap, and of the test.
+        bounds: see `mean_interval`.
     """
     if len(a) != len(b):
         raise ValueError(f"{len(a)} and {len(b)} values are not pairs")
     change = np.asarray(b, np.float64) - np.asarray(a, np.float64)
-    low, high = mean_interval(change, groups, level, resamples, (-1.0, 1.0))
+    low, high = mean_interval(change, groups, level, resamples, (bounds[0] - bounds[1], bounds[1] - bounds[0]))
     sums, _ = _grouped(change, groups)
     draw = np.random.default_rng(1)
     size = max(1, _DRAWS_AT_ONCE // len(sums))

@@ -17,7 +17,7 @@ RESULTS = "results.json"
 """Written last: present if, and only if, the benchmark is complete."""
 
 REPORT, REPORT_PAGE = "report.md", "report.html"
-MEASURED, RANKS, RUNNING = "measured", "ranks", ".running"
+MEASURED, RANKS, SCORES, RUNNING = "measured", "ranks", "scores", ".running"
 
 
 @dataclass(frozen=True)
@@ -53,12 +53,14 @@ class BenchmarkOutput:
         """`put` for a text."""
         self.put(name, lambda path: path.write_text(text))
 
-    def remove_all_but(self, results: set[str], ranks: set[str]) -> None:
-        """Remove `RESULTS`, the reports, and the results and ranks of earlier runs that do not have these names."""
+    def remove_all_but(self, results: set[str], tables: set[str]) -> None:
+        """Remove `RESULTS`, the reports, and the results and tables (ranks, scores) of earlier runs that do not have these
+        names."""
         self.lease.check()
         for name in (RESULTS, REPORT, REPORT_PAGE):
             (self.path / name).unlink(missing_ok=True)
-        for folder, pattern, kept in ((self.path, "*.json", results), (self.path / RANKS, "*", ranks)):
+        files = [(self.path, "*.json", results), *((self.path / name, "*", tables) for name in (RANKS, SCORES))]
+        for folder, pattern, kept in files:
             for file in folder.glob(pattern):
                 if file.name not in kept:
                     file.unlink()

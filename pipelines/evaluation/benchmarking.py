@@ -21,6 +21,7 @@ from pipelines.evaluation.benchmark_output import (
     REPORT,
     REPORT_PAGE,
     RESULTS,
+    SCORES,
     BenchmarkOutput,
     claim_output,
 )
@@ -29,6 +30,7 @@ from pipelines.evaluation.measured import Measured, write_ranks
 from pipelines.evaluation.measurements import Measurements, data_digest, measurement_key, model_digest
 from pipelines.evaluation.report import progress_table, render_html, render_markdown
 from pipelines.evaluation.results import flat_figures, task_result
+from pipelines.evaluation.scores import write_scores
 from pipelines.evaluation.settings import BenchmarkSettings
 from pipelines.evaluation.tasks import Task
 
@@ -114,8 +116,8 @@ class _Benchmark:
             for name in self.models:
                 if measured := self.finished.read(task.name, name, keys[task.name, name]):
                     tasks[task.name][name] = measured
-        ranks = {f"{task}.{model}.parquet" for task, measured in tasks.items() for model in measured}
-        self.output.remove_all_but({f"{task}.json" for task, measured in tasks.items() if measured}, ranks)
+        tables = {f"{task}.{model}.parquet" for task, measured in tasks.items() for model in measured}
+        self.output.remove_all_but({f"{task}.json" for task, measured in tasks.items() if measured}, tables)
         if self.done:
             parts = [f"{task} ({', '.join(measured)})" for task, measured in tasks.items() if measured]
             report(f"benchmark: {self.done} of {self.of} measurements were made before: {', '.join(parts)}")
@@ -149,6 +151,7 @@ class _Benchmark:
         self.results[task.name] = result
         for name, model in measured.items():
             self.output.put(f"{RANKS}/{task.name}.{name}.parquet", partial(write_ranks, model))
+            self.output.put(f"{SCORES}/{task.name}.{name}.parquet", partial(write_scores, model.scores))
         missing = len(self.models) - len(measured)
         unfinished = {"unfinished": f"{len(measured)} of {len(self.models)} models"} if missing else {}
         self.output.put_text(f"{task.name}.json", json.dumps(unfinished | result, indent=2) + "\n")

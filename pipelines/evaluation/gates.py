@@ -5,13 +5,13 @@ from dataclasses import dataclass
 
 from longclip.evaluation.significance import Comparison
 from pipelines.common.tables import Table
-from pipelines.evaluation.report import DIRECTIONS, change_text
+from pipelines.evaluation.report import change_text, title_of
 from pipelines.evaluation.tasks import Task
 
 
 @dataclass(frozen=True)
 class Gate:
-    """One direction of one task."""
+    """One direction, or main score, of one task."""
 
     task: str
     direction: str
@@ -49,7 +49,7 @@ def gate_table(gates: Sequence[Gate], champion: str, candidate: str) -> Table:
         ["task", "direction", "must hold", "verdict", "change, points", "better", "worse", "p (paired)"],
         [
             [
-                *(gate.task, DIRECTIONS[gate.direction], gate.rule, "holds" if gate.holds else "FAILS"),
+                *(gate.task, title_of(gate.direction), gate.rule, "holds" if gate.holds else "FAILS"),
                 *(change_text(gate.comparison.asdict()), str(gate.comparison.better), str(gate.comparison.worse)),
                 f"{gate.comparison.p_value:.4f}",
             ]

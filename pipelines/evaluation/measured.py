@@ -11,12 +11,10 @@ import pyarrow.parquet as pq
 from longclip.errors import DataError
 from longclip.evaluation.metrics import RECALL_AT, Ranks
 from longclip.evaluation.significance import Comparison, compare_paired, mean_interval
+from pipelines.evaluation.scores import ROUNDING, Score
 
 WHOLE = "whole"
 """Reading of the unchanged texts, up to the context length of the model."""
-
-ROUNDING = 1e-6
-"""Scores that differ by less are equal: the same tokens in another batch differ by as much."""
 
 
 @dataclass(frozen=True)
@@ -89,28 +87,39 @@ class Measured:
     """Choices by kind of hard negative, for long texts; only kinds that occurred."""
     unchanged: dict[str, int] = field(default_factory=dict)
     """Number of texts that are too short for a change, by its name."""
+    scores: dict[str, Score] = field(default_factory=dict)
+    """Scores of questions, and of the growth of similarity with the text, by their name."""
 
     @property
     def whole(self) -> dict[str, Answers]:
         """Answers to the unchanged texts."""
         return self.answers[WHOLE]
 
+    @property
+    def compared(self) -> dict[str, Score]:
+        """What models are compared by: the hits at 1 of each direction, and the main scores."""
+        hits = {name: Score(answers.hits(), answers.queries, answers.groups) for name, answers in self.whole.items()}
+        return hits | {name: score for name, score in self.scores.items() if score.is_main}
 
-def compare(a: Measured, b: Measured, direction: str) -> Comparison:
-    """Paired comparison of the hits at 1 of two models, queries matched by their ids.
+
+def compare(a: Measured, b: Measured, name: str) -> Comparison:
+    """Paired comparison of two models by one of `Measured.compared`, queries matched by their ids.
 
     Raises:
         DataError: the models did not get the same queries.
     """
-    first, second = a.whole[direction], b.whole[direction]
+    first, second = a.compared[name], b.compared[name]
     if first.queries != second.queries:
         different = set(first.queries) ^ set(second.queries)
         raise DataError(f"{len(different)} queries were given to one model only, e.g. '{min(different)}'")
-    return compare_paired(first.hits(), second.hits(), first.groups)
+    return compare_paired(first.values, second.values, first.groups, bounds=first.bounds)
 
 
 def write_ranks(measured: Measured, path: Path) -> None:
-    """Write the rank of every query as a Parquet `direction, query, group, rank, ties, average_precision`."""
+    """Write the rank of every query, if any were ranked, as a Parquet `direction, query, group, rank, ties,
+    average_precision`."""
+    if not measured.whole:
+        return
     tables = [
         pa.table(
             {

@@ -21,7 +21,10 @@ from pipelines.common.rejected_rows import start_quarantine
 from pipelines.common.workers import Workers
 from pipelines.evaluation.measured import WHOLE, Answers, Choices, Measured
 from pipelines.evaluation.perturbed import perturbed_readings
+from pipelines.evaluation.questions.monotonicity import PREFIXES, growth_scores
+from pipelines.evaluation.questions.rows import Embedded
 from pipelines.evaluation.rows import source_dataset
+from pipelines.evaluation.scores import Score
 from pipelines.evaluation.tasks import Task, label_classes, templates_of
 
 CUTS = (10, KEPT_POSITIONS, 40, CLIP_CONTEXT_LENGTH, 128, LONG_CLIP_CONTEXT_LENGTH)
@@ -42,8 +45,9 @@ def readings(task: Task, context_length: int, long_text: bool, draws: int) -> di
     plain = {WHOLE: Reading("captions")}
     if not long_text or task.protocol.text != "long":
         return plain
+    prefixes = {name: Reading(name) for name in PREFIXES}
     cuts = {f"cut_{cut}": Reading("captions", context_length=cut) for cut in CUTS if cut < context_length}
-    return plain | cuts | perturbed_readings(draws) | {kind: Reading(kind) for kind in KINDS}
+    return plain | cuts | perturbed_readings(draws) | prefixes | {kind: Reading(kind) for kind in KINDS}
 
 
 def measure(
@@ -66,29 +70,33 @@ def measure(
     checkpoint = load_checkpoint(model)
     text_readings = readings(task, checkpoint.context_length, long_text, draws)
     kinds = [kind for kind in KINDS if kind in text_readings]
+    derived = [name for name in (*kinds, *PREFIXES) if name in text_readings]
     pieces = task.source.pieces(scratch)
     quarantine = start_quarantine(sum(piece.rows or 0 for piece in pieces), max_rejected_fraction)
     rows = embed_dataset(
-        source_dataset(task.source, pieces, quarantine, task.protocol.captions_per_image, kinds),
+        source_dataset(task.source, pieces, quarantine, task.protocol.captions_per_image, derived),
         checkpoint,
         model,
         Columns(),
         quarantine,
         text_readings,
-        keep=["captions", *kinds] if task.is_zero_shot or kinds else [],
+        keep=["captions", *derived] if task.is_zero_shot or derived else [],
         workers=workers,
     ).take_all()
     rows.sort(key=lambda row: row["id"])  # Ray Data keeps no order
     ids = _unique_ids(task, rows)
     texts = None if task.is_zero_shot else sum(len(row[f"{WHOLE}_embedding"]) for row in rows)
-    protocol = task.check_counts(len(ids), texts)
     if not ids:
         raise DataError(f"tasks.{task.name}.input has no usable row")
+    scores = _scores(task, rows, [name for name in PREFIXES if name in derived])
+    protocol = task.check_counts(len(ids), texts, {name: len(score.values) for name, score in scores.items()})
     images = torch.from_numpy(np.stack([row["image_embedding"] for row in rows]))
-    if task.is_zero_shot:
+    if task.questions is not None:
+        answers: dict[str, dict[str, Answers]] = {WHOLE: {}}
+    elif task.is_zero_shot:
         answers = {WHOLE: _zero_shot(task, checkpoint, ids, images, [row["captions"][0] for row in rows])}
     else:
-        names = [name for name in text_readings if name not in kinds]
+        names = [name for name in text_readings if name not in derived]
         answers = {name: _retrieval(ids, images, [row[f"{name}_embedding"] for row in rows]) for name in names}
     return Measured(
         protocol=protocol,
@@ -104,7 +112,35 @@ def measure(
             if reading.change and reading.draw == 0
         },
         choices={kind: choices for kind in kinds if len((choices := _choices(images, rows, kind)).margins)},
+        scores=scores,
     )
+
+
+def _scores(task: Task, rows: Sequence[dict[str, Any]], prefixes: Sequence[str]) -> dict[str, Score]:
+    """Scores of the questions of a task, or of the growth of similarity from prefixes to captions."""
+    if task.questions is not None:
+        embedded = {row["id"]: Embedded(row["image_embedding"], row[f"{WHOLE}_embedding"]) for row in rows}
+        return task.questions.scores(embedded)
+    if not prefixes:
+        return {}
+    captions = [cell_texts(row["captions"]) for row in rows]
+    similarities = {
+        name: np.concatenate([row[f"{name}_embedding"] @ row["image_embedding"] for row in rows])
+        for name in (*prefixes, WHOLE)
+    }
+    applies = {
+        name: np.array(
+            [
+                one != other
+                for row, cell in zip(rows, captions, strict=True)
+                for one, other in zip(cell_texts(row[name]), cell, strict=True)
+            ]
+        )
+        for name in prefixes
+    }
+    queries = [f"{row['id']}#{number}" for row, cell in zip(rows, captions, strict=True) for number in range(len(cell))]
+    groups = np.repeat(np.arange(len(rows)), [len(cell) for cell in captions])
+    return growth_scores(similarities, applies, queries, groups)
 
 
 def _unique_ids(task: Task, rows: Sequence[dict[str, Any]]) -> list[str]:

@@ -71,7 +71,7 @@ def _decide(settings: PromoteSettings, job: MeasureJob, champion: str | None, ca
         rows += measured["candidate"].images
         results.append(task_result(task, measured, versions, next(iter(models)), {}))
         if champion is not None:
-            directions = measured["champion"].whole
+            directions = measured["champion"].compared
             comparisons = {name: compare(measured["champion"], measured["candidate"], name) for name in directions}
             gates += [gate(task, name, comparison, settings.margin) for name, comparison in comparisons.items()]
     table = gate_table(gates, champion or "(none)", candidate).markdown()

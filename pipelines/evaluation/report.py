@@ -16,6 +16,13 @@ CHANGE_TITLES = {
     "three_sentences_sampled": "three sentences sampled",
     "first_sentence_fourth": "first sentence moved to fourth place",
 }
+SCORE_TITLES = {
+    "all": "all questions",
+    "text_only": "texts alone",
+    "himo@2": "HiMo@2 (similarity grows from the first half to the whole)",
+    "himo@3": "HiMo@3 (similarity grows with each third)",
+    "himo@k": "HiMo@K (100 x correlation of similarity with length)",
+}
 NEGATIVE_TITLES = {"replaced": "replaced by another one", "exchanged": "two exchanged"}
 
 
@@ -56,11 +63,55 @@ def progress_table(measured: Mapping[str, Collection[str]], models: Collection[s
 
 def tables(result: dict[str, Any]) -> Iterator[Table]:
     """All tables of a task."""
+    yield from _recall_table(result)
+    yield from _score_table(result)
+    if result["comparisons"]:
+        yield Table(
+            f"Against {result['comparisons'][0]['base']}, the same queries, {_compared_figure(result)}",
+            ["model", "direction", "change, points", "better", "worse", "p (paired)"],
+            [
+                [line["model"], title_of(line["direction"]), change_text(line), *_counts(line)]
+                for line in result["comparisons"]
+            ],
+            words=2,
+        )
+    if result["paper_figures"]:
+        yield Table(
+            f"Against the papers' figures, {_compared_figure(result)}",
+            ["model", "direction", "model of the paper", "source", "paper", "measured", "difference", "verdict"],
+            [
+                [
+                    *(line["model"], title_of(line["direction"]), line["paper_model"], line["source"]),
+                    *(f"{line['paper']:.1f}", f"{line['measured']:.1f}", f"{line['difference']:+.1f}"),
+                    "reproduced" if line["reproduced"] else "not reproduced",
+                ]
+                for line in result["paper_figures"]
+            ],
+            words=4,
+        )
+    yield from _long_text_tables(result)
+    yield from _hard_negative_tables(result)
+
+
+def title_of(name: str) -> str:
+    """A direction or score in words."""
+    direction, _, figure = name.partition("/")
+    words = DIRECTIONS.get(direction) or SCORE_TITLES.get(direction) or direction.replace("_", " ")
+    return f"{words}, {figure}" if figure else words
+
+
+def _compared_figure(result: dict[str, Any]) -> str:
+    return "by score" if result["kind"] == "questions" else "at 1"
+
+
+def _recall_table(result: dict[str, Any]) -> Iterator[Table]:
     directions = [
         (model, direction, figures)
         for model, model_result in result["models"].items()
         for direction, figures in model_result["directions"].items()
     ]
+    if not directions:
+        return
     recalls = [name for name in directions[0][2] if name.startswith("recall@")]
     retrieval = result["kind"] == "retrieval"
     yield Table(
@@ -80,32 +131,24 @@ def tables(result: dict[str, Any]) -> Iterator[Table]:
         ],
         words=2,
     )
-    if result["comparisons"]:
+
+
+def _score_table(result: dict[str, Any]) -> Iterator[Table]:
+    rows = [
+        [
+            *(model, title_of(name), _percent(score), str(score["queries"])),
+            "" if score["chance"] is None else f"{100 * score['chance']:.1f}",
+        ]
+        for model, model_result in result["models"].items()
+        for name, score in model_result["scores"].items()
+    ]
+    if rows:
         yield Table(
-            f"Against {result['comparisons'][0]['base']}, the same queries, at 1",
-            ["model", "direction", "change, points", "better", "worse", "p (paired)"],
-            [
-                [line["model"], DIRECTIONS[line["direction"]], change_text(line), *_counts(line)]
-                for line in result["comparisons"]
-            ],
+            "Scores in percent, with 95 % intervals over images; equal similarities are not right",
+            ["model", "score", "percent", "questions", "chance"],
+            rows,
             words=2,
         )
-    if result["paper_figures"]:
-        yield Table(
-            "Against the papers' figures, at 1",
-            ["model", "direction", "model of the paper", "source", "paper", "measured", "difference", "verdict"],
-            [
-                [
-                    *(line["model"], DIRECTIONS[line["direction"]], line["paper_model"], line["source"]),
-                    *(f"{line['paper']:.1f}", f"{line['measured']:.1f}", f"{line['difference']:+.1f}"),
-                    "reproduced" if line["reproduced"] else "not reproduced",
-                ]
-                for line in result["paper_figures"]
-            ],
-            words=4,
-        )
-    yield from _long_text_tables(result)
-    yield from _hard_negative_tables(result)
 
 
 def _long_text_tables(result: dict[str, Any]) -> Iterator[Table]:
@@ -201,7 +244,8 @@ def _facts(result: dict[str, Any]) -> list[str]:
     }
     facts = [f"{result['title']}." if result["title"] != result["task"] else ""]
     counts = f"{model_result['images']} images" + (f", {model_result['texts']} texts" if model_result["texts"] else "")
-    facts.append(f"{counts}. Candidates: " + ", ".join(f"{count} {name}" for name, count in candidates.items()) + ".")
+    candidate_counts = ", ".join(f"{count} {name}" for name, count in candidates.items())
+    facts.append(f"{counts}. Candidates: {candidate_counts}." if candidates else f"{counts}.")
     for model, measured in result["models"].items():
         cut = f", which cut {measured['texts_cut']} texts" if measured["texts_cut"] else ""
         facts.append(f"{model} reads {measured['context_length']} tokens{cut}.")

@@ -37,17 +37,18 @@ def task_result(
         "task": task.name,
         "protocol": first.protocol,
         "title": task.protocol.title,
-        "kind": "zero_shot" if task.is_zero_shot else "retrieval",
+        "kind": task.kind,
         "text": task.protocol.text,
         "note": task.protocol.note,
         "data": task.source.describe(),
         "models": {name: _model_result(model, sources[name], margin) for name, model in measured.items()},
         "comparisons": [
-            {"base": base, "model": name, "direction": direction, "figure": "recall@1"}
-            | compare(measured[base], model, direction).asdict()
+            {"base": base, "model": name, "direction": compared}
+            | ({"figure": "recall@1"} if compared in model.whole else {"figure": "score"})
+            | compare(measured[base], model, compared).asdict()
             for name, model in measured.items()
             if name != base and base in measured
-            for direction in model.whole
+            for compared in model.compared
         ],
         "paper_figures": [
             line
@@ -67,6 +68,7 @@ def _model_result(measured: Measured, source: str, margin: float) -> dict[str, A
         "texts": measured.texts,
         "texts_cut": measured.texts_cut,
         "directions": {direction: answers.figures() for direction, answers in measured.whole.items()},
+        "scores": {name: score.figures() for name, score in measured.scores.items()},
     }
     if len(measured.answers) > 1:
         result["long_text"] = {direction: _long_text(measured, direction, margin) for direction in measured.whole}
@@ -85,18 +87,20 @@ def _long_text(measured: Measured, direction: str, margin: float) -> dict[str, A
 def _against_paper(task: Task, measured: Measured, name: str, paper_model: str) -> list[dict[str, Any]]:
     if measured.protocol != task.pinned:  # the user's data, or a subset of the protocol's
         return []
+    figures = {direction: ("recall@1", answers.ranks.recall(1)) for direction, answers in measured.whole.items()}
+    figures |= {score: ("score", float(values.values.mean())) for score, values in measured.scores.items()}
     lines = []
     for entry in paper_figures()[paper_model]:
-        for direction, answers in measured.whole.items():
+        for direction, (figure, share) in figures.items():
             if entry["task"] == task.pinned and direction in entry:
-                value = 100 * answers.ranks.recall(1)
+                value = 100 * share
                 difference = value - entry[direction]
                 lines.append(
                     {
                         "model": name,
                         "paper_model": paper_model,
                         "direction": direction,
-                        "figure": "recall@1",
+                        "figure": figure,
                         "paper": entry[direction],
                         "measured": value,
                         "difference": difference,
@@ -116,4 +120,6 @@ def flat_figures(results: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
                 for name, value in figures.items():
                     key = f"{result['task']}/{direction}/{name}"
                     flat.setdefault(model, {})[key] = value["value"] if isinstance(value, dict) else value
+            for name, score in values["scores"].items():
+                flat.setdefault(model, {})[f"{result['task']}/{name}"] = score["value"]
     return flat

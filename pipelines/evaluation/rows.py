@@ -1,4 +1,4 @@
-"""The rows of a task as a Ray dataset, with hard negatives of their captions."""
+"""The rows of a task as a Ray dataset, with hard negatives and prefixes of their captions."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -11,13 +11,14 @@ from longclip.constants import LONG_CLIP_CONTEXT_LENGTH
 from longclip.text.perturbations import hard_negative
 from longclip.tokenizer import load_tokenizer
 from pipelines.data.sources.source import Piece, Source
+from pipelines.evaluation.questions.monotonicity import PREFIXES, prefix
 
 ROWS_SCHEMA = pa.schema([("id", pa.string()), ("image", pa.binary()), ("captions", pa.list_(pa.string()))])
 ROWS_AT_ONCE = 64
 
 
 def source_dataset(
-    source: Source, pieces: list[Piece], quarantine: Any, captions_per_image: int | None, kinds: Sequence[str] = ()
+    source: Source, pieces: list[Piece], quarantine: Any, captions_per_image: int | None, derived: Sequence[str] = ()
 ) -> Dataset:
     """The usable rows of a source as a Ray dataset.
 
@@ -26,15 +27,15 @@ def source_dataset(
         pieces: its pieces, which are read in parallel.
         quarantine: handle of a `Quarantine` actor, for rows that cannot be used.
         captions_per_image: maximum captions per row; None for all.
-        kinds: kinds of hard negatives to add.
+        derived: kinds of hard negatives, and names of prefixes, to add.
 
     Returns:
-        Rows with `id`, `image` (bytes), `captions`, and one column per kind with the hard negative of each caption, or
-        the caption itself if it has none.
+        Rows with `id`, `image` (bytes), `captions`, and one column per derived text with that of each caption, or the
+        caption itself if it has none.
     """
     schema = ROWS_SCHEMA
-    for kind in kinds:
-        schema = schema.append(pa.field(kind, pa.list_(pa.string())))
+    for name in derived:
+        schema = schema.append(pa.field(name, pa.list_(pa.string())))
 
     def read(batch: dict[str, Any]) -> Iterator[pa.Table]:
         rows: list[dict[str, Any]] = []
@@ -44,8 +45,8 @@ def source_dataset(
                     ray.get(quarantine.add.remote({row.id: row.problem}))
                     continue
                 captions = row.captions[:captions_per_image]
-                negatives = {kind: [_negative(kind, row.id, *item) for item in enumerate(captions)] for kind in kinds}
-                rows.append({"id": row.id, "image": row.image, "captions": captions, **negatives})
+                texts = {name: [_derived(name, row.id, *item) for item in enumerate(captions)] for name in derived}
+                rows.append({"id": row.id, "image": row.image, "captions": captions, **texts})
                 if len(rows) == ROWS_AT_ONCE:
                     yield pa.Table.from_pylist(rows, schema)
                     rows = []
@@ -56,5 +57,7 @@ def source_dataset(
     return numbers.map_batches(read, batch_size=1)
 
 
-def _negative(kind: str, row: str, number: int, caption: str) -> str:
-    return hard_negative(kind, caption, f"{row}#{number}", load_tokenizer(None, LONG_CLIP_CONTEXT_LENGTH)) or caption
+def _derived(name: str, row: str, number: int, caption: str) -> str:
+    if name in PREFIXES:
+        return prefix(name, caption)
+    return hard_negative(name, caption, f"{row}#{number}", load_tokenizer(None, LONG_CLIP_CONTEXT_LENGTH)) or caption

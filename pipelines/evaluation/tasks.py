@@ -1,8 +1,10 @@
 """Evaluation tasks: protocols of protocols.yaml or data sets of the user, and checks that their data is complete."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import yaml
@@ -15,23 +17,32 @@ from pipelines.common.storage import Storage, existing_path, explained
 from pipelines.data.sources.opening import open_source
 from pipelines.data.sources.settings import SourceSettings
 from pipelines.data.sources.source import Source
+from pipelines.evaluation.questions.annotations import Annotations
+from pipelines.evaluation.questions.layouts import read_questions
+from pipelines.evaluation.questions.rows import QuestionSet, RowSource
 from pipelines.evaluation.settings import TaskSettings
 
 FILE = Path(__file__).with_name("protocols.yaml")
 CLASSES = Path(__file__).with_name("classes")
+SETTINGS_OF_QUESTIONS = {"images", "encoding", "uri_schemes", "max_image_bytes", "rows_per_piece"}
+"""Settings of a source that also apply to a set of questions."""
 
 
 class Protocol(Settings):
     """Everything that makes results on a data set comparable."""
 
     title: str
-    source: SourceSettings
+    source: SourceSettings = SourceSettings()
     text: Literal["long", "short"] | None = None
     """Kind of the captions; None for classification."""
     annotations: list[str] = Field(default=[])
     """Possible places of the annotations in the data directory; empty if the directory has its own layout."""
     images_below: list[str] = Field(default=[])
-    """Possible places of the images in the data directory."""
+    """Possible places of the images in the data directory; an empty one is the directory itself."""
+    questions: str | None = None
+    """Layout of a set of questions (see `questions/layouts.py`); None for retrieval and classification."""
+    annotations_below: list[str] = Field(default=[""])
+    """Possible places of the annotations of questions in the data directory; an empty one is the directory itself."""
     captions_per_image: PositiveInt | None = None
     """Number of captions per image that are used, from the first; null for all."""
     classes: str | None = None
@@ -42,6 +53,8 @@ class Protocol(Settings):
     """Leave out classes without any image."""
     expected_images: PositiveInt | None = None
     expected_texts: PositiveInt | None = None
+    expected_questions: dict[str, PositiveInt] = Field(default={})
+    """Number of questions by the name of the score."""
     note: str = ""
 
 
@@ -56,14 +69,26 @@ class Task:
     """Name of the protocol; None for a data set of the user."""
     subset: bool
     class_file: Path | None = None
+    questions: QuestionSet | None = None
+    """What is asked about the rows of the source; None if their texts are ranked."""
+
+    @property
+    def kind(self) -> Literal["retrieval", "zero_shot", "questions"]:
+        """Kind of the task."""
+        return "questions" if self.questions else "zero_shot" if self.is_zero_shot else "retrieval"
 
     @property
     def is_zero_shot(self) -> bool:
         """Whether the task is classification."""
         return self.protocol.templates is not None
 
-    def check_counts(self, images: int, texts: int | None) -> str:
+    def check_counts(self, images: int, texts: int | None, questions: Mapping[str, int] = MappingProxyType({})) -> str:
         """Name of the result: the protocol, or a note that it is only a subset.
+
+        Args:
+            images: number of images.
+            texts: number of texts; None for classification.
+            questions: number of questions by the name of the score.
 
         Raises:
             DataError: the counts differ from the protocol's, and `subset` is false.
@@ -71,7 +96,9 @@ class Task:
         if self.pinned is None:
             return f"own data: {images} images"
         expected = {"images": self.protocol.expected_images, "texts": self.protocol.expected_texts}
+        expected |= {f"questions ({name})": count for name, count in self.protocol.expected_questions.items()}
         counts = {"images": images, "texts": texts}
+        counts |= {f"questions ({name})": questions.get(name, 0) for name in self.protocol.expected_questions}
         wrong = [name for name, count in expected.items() if count is not None and counts[name] != count]
         if not wrong:
             return self.pinned
@@ -108,6 +135,8 @@ def open_task(name: str, settings: TaskSettings, storage: Storage) -> Task:
     except ValidationError as error:
         raise ConfigError(f"tasks.{name}.source: {error.errors()[0]['msg']}") from error
     root = existing_path(field, settings.input, storage)
+    if pinned is not None and protocol.questions is not None:
+        return _open_questions(name, pinned, root, settings, storage)
     with explained(field, root):
         annotations = _annotations(field, root, protocol)
         if source.images is None and root.is_dir():
@@ -120,6 +149,27 @@ def open_task(name: str, settings: TaskSettings, storage: Storage) -> Task:
         if not class_file.is_file():
             raise ConfigError(f"tasks.{name}.classes='{class_file}' does not exist; give a file with one name per line")
     return replace(task, class_file=class_file)
+
+
+def _open_questions(name: str, pinned: str, root: UPath, settings: TaskSettings, storage: Storage) -> Task:
+    field, source, protocol = f"tasks.{name}.input", settings.source, protocols()[pinned]
+    if ignored := source.model_fields_set - SETTINGS_OF_QUESTIONS:
+        raise ConfigError(
+            f"tasks.{name}.source.{min(ignored)} does not apply to a set of questions, only"
+            f" {', '.join(sorted(SETTINGS_OF_QUESTIONS))}; remove it"
+        )
+    with explained(field, root):
+        annotations = Annotations(field, root, protocol.annotations_below, source.encoding)
+        questions = read_questions(str(protocol.questions), annotations)
+        places = [root / folder if folder else root for folder in protocol.images_below]
+        images = next((place for place in places if place.is_dir()), None)
+    if source.images:
+        images = existing_path(f"tasks.{name}.source.images", source.images, storage)
+    if images is None:
+        folders = " or ".join(f"{folder}/" for folder in protocol.images_below)
+        raise DataError(f"{field}='{root}' has no {folders}; name it with --set tasks.{name}.source.images=<directory>")
+    rows = RowSource(pinned, root, images, questions.rows, source, storage)
+    return Task(name, protocol, rows, pinned, settings.subset, questions=questions)
 
 
 def _user_protocol(name: str, settings: TaskSettings) -> Protocol:

