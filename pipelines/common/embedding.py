@@ -115,7 +115,7 @@ class EmbeddingInputs:
         """
         keys = batch[self.columns.id]
         usable, images = usable_rows(keys, self.quarantine, lambda row: self._image(batch, row))
-        inputs: dict[str, Any] = {name: batch[name][usable] for name in self.keep}
+        inputs: dict[str, Any] = {name: _lists(batch[name][usable]) for name in self.keep}
         inputs["pixels"] = stack_pixels([pixels for pixels, _ in images], self.transform)
         if self.thumbnail_side:
             inputs["thumbnail"] = object_column([thumbnail for _, thumbnail in images])
@@ -179,7 +179,7 @@ class EmbedRows:
     @torch.inference_mode()
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
         """Embeddings of a batch; see `embed_dataset`."""
-        rows: dict[str, Any] = {name: batch[name] for name in self.keep}
+        rows: dict[str, Any] = {name: _lists(batch[name]) for name in self.keep}
         model, transform = self.checkpoint.model, self.checkpoint.transform
         if len(batch["pixels"]) == 0:
             return rows | {"image_embedding": np.zeros((0, model.config.projection_dim), np.float32)}
@@ -223,6 +223,13 @@ def _thumbnail(image: Image.Image, side: int) -> bytes:
     out = io.BytesIO()
     image.save(out, "JPEG", quality=90)
     return out.getvalue()
+
+
+def _lists(column: np.ndarray) -> np.ndarray:
+    """A column whose cells may be arrays of texts, with lists instead: Ray would pickle the arrays."""
+    if column.dtype != object or not any(isinstance(cell, np.ndarray) for cell in column):
+        return column
+    return object_column([cell.tolist() if isinstance(cell, np.ndarray) else cell for cell in column])
 
 
 def object_column(values: Sequence[Any]) -> np.ndarray:
