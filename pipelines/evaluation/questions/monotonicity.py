@@ -27,7 +27,9 @@ def prefix(name: str, caption: str) -> str:
     """
     part, parts = PREFIXES[name]
     sentences = split_sentences(caption)
-    return "".join(sentences[: part * len(sentences) // parts]).strip() if len(sentences) >= parts else caption
+    if len(sentences) < parts:
+        return caption
+    return "".join(sentences[: part * len(sentences) // parts]).strip() or caption
 
 
 def growth_scores(

@@ -1,10 +1,7 @@
 """Sets of questions in their true layouts, with few entries: read, scored by hand, and refused when they are wrong."""
 
-import csv
 import io
-import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +19,18 @@ from pipelines.evaluation.scores import Score
 from pipelines.evaluation.settings import TaskSettings
 from pipelines.evaluation.tasks import Task, open_task, protocols
 from tests.support.broken_rows import jpeg
-
-
-def write(path: Path, content: bytes | str | Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if isinstance(content, bytes):
-        path.write_bytes(content)
-    else:
-        path.write_text(content if isinstance(content, str) else json.dumps(content))
-
-
-def lines(*entries: dict[str, Any]) -> str:
-    return "\n".join(map(json.dumps, entries)) + "\n"
+from tests.support.question_sets import (
+    PIXELS,
+    SETS,
+    box,
+    fg_ovd,
+    himo_docci,
+    lines,
+    mmvp_vlm,
+    sugarcrepe,
+    winoground,
+    write,
+)
 
 
 def opened(name: str, data: Path, **settings: Any) -> Task:
@@ -57,17 +54,6 @@ def scored(task: Task, similarities: dict[str, list[float]]) -> dict[str, Score]
 
 def means(scores: dict[str, Score]) -> dict[str, float]:
     return {name: round(float(score.values.mean()), 4) for name, score in scores.items()}
-
-
-def sugarcrepe(root: Path) -> None:
-    for number in (1, 2):
-        write(root / "val2017" / f"{number:012d}.jpg", jpeg(number))
-    for subset in ("add_att", "add_obj", "replace_att", "replace_obj", "replace_rel", "swap_att", "swap_obj"):
-        entries = {
-            "0": {"filename": "000000000001.jpg", "caption": "a dog", "negative_caption": f"a cat {subset}"},
-            "2": {"filename": "000000000002.jpg", "caption": "a cup", "negative_caption": f"a can {subset}"},
-        }
-        write(root / f"{subset}.json", entries)
 
 
 def test_sugarcrepe(tmp_path: Path) -> None:
@@ -112,29 +98,11 @@ def test_sugarcrepe_pp(tmp_path: Path) -> None:
     assert means(scored(task, {row.id: [0.9, 0.89, 0.1, 0.9, 0.2, 0.3, 0.4]}))["text_only"] == 0.8
 
 
-def box(number: int, wrong: int = 10) -> dict[str, Any]:
-    return {
-        "img_path": "val2017/1.png",
-        "bbox": [2.7, 3.2, 4.0, 2.0],
-        "pos_expression": [f"a red cup {number}"],
-        "neg_expression": [f"a cup {number}.{n}" for n in range(wrong)],
-    }
-
-
-def fg_ovd(root: Path) -> None:
-    pixels = np.arange(8 * 10 * 3, dtype=np.uint8).reshape(8, 10, 3)
-    out = io.BytesIO()
-    Image.fromarray(pixels).save(out, "PNG")
-    write(root / "coco" / "val2017" / "1.png", out.getvalue())
-    write(root / "1_attributes_llava.jsonl", lines(box(1), box(2)))
-
-
 def test_fg_ovd_cuts_out_the_box(tmp_path: Path) -> None:
     fg_ovd(tmp_path)
     task = opened("fg-ovd-hard", tmp_path)
     first, second = rows_of(task)
-    pixels = np.arange(8 * 10 * 3, dtype=np.uint8).reshape(8, 10, 3)
-    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(first.image))), pixels[3:5, 2:6])
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(first.image))), PIXELS[3:5, 2:6])
     assert first.captions == ["a red cup 1", *[f"a cup 1.{n}" for n in range(10)]]
     scores = scored(task, {first.id: [0.5] + [0.4] * 10, second.id: [0.5] + [0.4] * 9 + [0.5]})
     assert means(scores) == {"all": 0.5}
@@ -148,16 +116,6 @@ def test_fg_ovd_cuts_out_the_box(tmp_path: Path) -> None:
     write(tmp_path / "1_attributes_llava.jsonl", lines(box(1) | {"bbox": [2, 3, 0.2, 0.2]}))
     (row,) = rows_of(opened("fg-ovd-hard", tmp_path))
     assert Image.open(io.BytesIO(row.image)).size == (1, 1)
-
-
-def winoground(root: Path) -> None:
-    entries = []
-    for key in range(4):
-        for side in (0, 1):
-            write(root / "images" / f"ex_{key}_img_{side}.png", jpeg(2 * key + side))
-        names = {f"image_{side}": f"ex_{key}_img_{side}" for side in (0, 1)}
-        entries.append({"id": key, **names, "caption_0": f"some plants {key}", "caption_1": f"a lightbulb {key}"})
-    write(root / "examples.jsonl", lines(*entries))
 
 
 def at(degrees: float) -> np.ndarray:
@@ -193,18 +151,6 @@ def test_winoground(tmp_path: Path) -> None:
     assert task.questions.scores(embedded)["group"].queries == ("000", "001", "003")
 
 
-def mmvp_vlm(root: Path) -> None:
-    out = io.StringIO()
-    table = csv.writer(out)
-    table.writerow(["Question ID", "Type", "Statement"])
-    for number, (kind, statement) in enumerate(
-        [("Quantity and Count", "one cup"), ("Quantity and Count", "two cups"), ("Texts", "a, b"), ("Texts", "c")], 1
-    ):
-        table.writerow([number, kind, statement])
-        write(root / "MLLM_VLM Images" / kind / f"{number}.jpg", jpeg(number))
-    write(root / "Questions.csv", out.getvalue())
-
-
 def test_mmvp_vlm(tmp_path: Path) -> None:
     mmvp_vlm(tmp_path)
     task = opened("mmvp-vlm", tmp_path)
@@ -220,14 +166,6 @@ def test_mmvp_vlm(tmp_path: Path) -> None:
     }
     scores = task.questions.scores(embedded)
     assert means(scores) == {"all": 0.5, "Quantity and Count": 1.0, "Texts": 0.0}
-
-
-def himo_docci(root: Path) -> None:
-    write(root / "images" / "test_00000.jpg", jpeg(0))
-    write(root / "images" / "test_00001.jpg", jpeg(1))
-    captions = ["A cup.", "A cup. Red.", "A cup. Red. Full."]
-    rows = [{"img_path": f"test_0000{n}.jpg", "caption": captions[: 3 - n], "raw_caption": "x"} for n in (0, 1)]
-    write(root / "himo_docci_data.json", lines(*rows))
 
 
 def test_himo_docci(tmp_path: Path) -> None:
@@ -282,13 +220,6 @@ def test_eccv_caption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert scores["text_to_image/map@r"].groups.tolist() == [1]
 
 
-SETS: dict[str, Callable[[Path], None]] = {
-    "sugarcrepe": sugarcrepe,
-    "fg-ovd-hard": fg_ovd,
-    "winoground": winoground,
-    "mmvp-vlm": mmvp_vlm,
-    "himo-docci": himo_docci,
-}
 BOXES, TABLE = "1_attributes_llava.jsonl", "Question ID,Type,Statement\n"
 
 
