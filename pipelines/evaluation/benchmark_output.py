@@ -54,7 +54,7 @@ class BenchmarkOutput:
         self.put(name, lambda path: path.write_text(text))
 
     def remove_all_but(self, results: set[str], tables: set[str]) -> None:
-        """Remove `RESULTS`, the reports, and the results and tables (ranks, scores) of earlier runs that do not have these
+        """Remove `RESULTS`, the reports, and the results and tables (ranks, scores) of earlier runs but those with these
         names."""
         self.lease.check()
         for name in (RESULTS, REPORT, REPORT_PAGE):
