@@ -54,8 +54,7 @@ class BenchmarkOutput:
         self.put(name, lambda path: path.write_text(text))
 
     def remove_all_but(self, results: set[str], tables: set[str]) -> None:
-        """Remove `RESULTS`, the reports, and the results and tables (ranks, scores) of earlier runs but those with these
-        names."""
+        """Remove `RESULTS`, the reports, and other results and tables (ranks, scores) of earlier runs than these."""
         self.lease.check()
         for name in (RESULTS, REPORT, REPORT_PAGE):
             (self.path / name).unlink(missing_ok=True)

@@ -27,12 +27,13 @@ from pipelines.evaluation.benchmark_output import (
 )
 from pipelines.evaluation.measure_job import MeasureJob, measure_job
 from pipelines.evaluation.measured import Measured, write_ranks
-from pipelines.evaluation.measurements import Measurements, data_digest, measurement_key, model_digest
+from pipelines.evaluation.measurements import Measurements, data_digest, measurement_key
 from pipelines.evaluation.report import progress_table, render_html, render_markdown
 from pipelines.evaluation.results import flat_figures, task_result
 from pipelines.evaluation.scores import write_scores
 from pipelines.evaluation.settings import BenchmarkSettings
 from pipelines.evaluation.tasks import Task
+from pipelines.registry.model_cache import model_digest
 
 
 def benchmark(settings: BenchmarkSettings) -> None:

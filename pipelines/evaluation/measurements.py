@@ -12,11 +12,9 @@ from typing import Any
 
 import pyarrow as pa
 from safetensors import SafetensorError
-from transformers.utils import cached_file
 from upath import UPath
 
-from longclip.checkpoint import load_checkpoint
-from longclip.files import MANIFEST, file_sha256
+from longclip.files import file_sha256
 from pipelines.common.events import report, warn
 from pipelines.common.file_listing import file_versions
 from pipelines.common.settings import dump
@@ -33,8 +31,6 @@ METHOD = 1
 """To be increased when the same model, settings and data give another measurement."""
 
 SUFFIX = ".safetensors"
-MODEL_SUFFIXES = (".safetensors", ".json", ".txt")
-"""Files that `load_checkpoint` may read: weights, configs, and the vocabulary of a tokenizer."""
 
 
 class Measurements:
@@ -85,7 +81,7 @@ def measurement_key(
     """Everything that a measurement depends on, as JSON.
 
     Args:
-        model: digest of the model, from `model_digest`.
+        model: digest of the model, from `pipelines.registry.model_cache.model_digest`.
         task: the opened task.
         data: digest of its data, from `data_digest`.
         settings: of the task.
@@ -103,21 +99,6 @@ def measurement_key(
         **measured_also,
     }
     return json.loads(json.dumps(key))
-
-
-def model_digest(model: str) -> str:
-    """Hex sha256 of what a model from `local_model` computes: its weights, configs and tokenizer, not its name.
-
-    Raises:
-        CheckpointError: it cannot be read.
-    """
-    directory = Path(model)
-    if not directory.is_dir():
-        load_checkpoint(model)  # now its files are in the cache of the hub, or the error says what is wrong
-        directory = Path(str(cached_file(model, "config.json"))).parent
-    files = [path for path in sorted(directory.iterdir()) if path.name.endswith(MODEL_SUFFIXES) and path.is_file()]
-    content = [[path.name, file_sha256(path)] for path in files if path.name != MANIFEST]
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def data_digest(field: str, value: str, source: Source, storage: Storage, output: Path) -> str:

@@ -4,7 +4,9 @@ import hashlib
 import json
 from pathlib import Path
 
-from longclip.checkpoint import PROCESSOR, save_checkpoint, verify_checkpoint
+from transformers.utils import cached_file
+
+from longclip.checkpoint import PROCESSOR, load_checkpoint, save_checkpoint, verify_checkpoint
 from longclip.files import MANIFEST, file_sha256
 from longclip.model_uri import is_model_uri
 from longclip.weights import hugging_face, open_clip
@@ -15,6 +17,8 @@ from pipelines.registry.versions import download_checkpoint, resolve_version
 SIDE_FILES = (hugging_face.CONFIG, open_clip.CONFIG, PROCESSOR)
 CONVERSION = 1
 """To be increased when the same source is converted to another checkpoint."""
+MODEL_SUFFIXES = (".safetensors", ".json", ".txt")
+"""Files that `load_checkpoint` may read: weights, configs, and the vocabulary of a tokenizer."""
 
 
 def local_model(source: str, cache: Path, tracking_uri: str, activation: str | None = None) -> str:
@@ -50,6 +54,21 @@ def assumed_activation(model: str) -> str | None:
     manifest = Path(model) / MANIFEST
     metadata = json.loads(manifest.read_text())["metadata"] if manifest.is_file() else {}
     return metadata.get("assumed_activation")
+
+
+def model_digest(model: str) -> str:
+    """Hex sha256 of what a model from `local_model` computes: its weights, configs and tokenizer, not its name.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    directory = Path(model)
+    if not directory.is_dir():
+        load_checkpoint(model)  # now its files are in the cache of the hub, or the error says what is wrong
+        directory = Path(str(cached_file(model, "config.json"))).parent
+    files = [path for path in sorted(directory.iterdir()) if path.name.endswith(MODEL_SUFFIXES) and path.is_file()]
+    content = [[path.name, file_sha256(path)] for path in files if path.name != MANIFEST]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def _converted(weights: Path, cache: Path, activation: str | None) -> Path:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from longclip.checkpoint import checkpoint_id, load_checkpoint
+from longclip.checkpoint import load_checkpoint
 from longclip.constants import LONG_CLIP_CONTEXT_LENGTH
 from longclip.errors import ConfigError, DataError
 from longclip.tokenizer import count_tokens, load_tokenizer
@@ -24,7 +24,7 @@ from pipelines.data.scores.writing import WriteScored, output_schema, score_colu
 from pipelines.data.summaries.captions import row_caption
 from pipelines.data.work_units import run_units
 from pipelines.data.workspace import Workspace, claim, fingerprint
-from pipelines.registry.model_cache import local_model
+from pipelines.registry.model_cache import local_model, model_digest
 from pipelines.registry.server import tracking_uri
 
 SCORE, WRITE = "score", "write"
@@ -49,7 +49,7 @@ def score(settings: ScoreSettings) -> None:
     context_length = load_checkpoint(model).context_length
     identity = {
         "job": "score",
-        "settings": settings.model_dump(mode="json", exclude=NOT_IN_IDENTITY) | {"model": checkpoint_id(model)},
+        "settings": settings.model_dump(mode="json", exclude=NOT_IN_IDENTITY) | {"model": model_digest(model)},
         "source": fingerprint("input", settings.input, settings.storage),
     }
     with explained("output", settings.output), claim(output, identity, settings.overwrite) as work:

@@ -19,9 +19,10 @@ from pipelines.common.settings import validate
 from pipelines.common.storage import Storage
 from pipelines.evaluation import measurements
 from pipelines.evaluation.measured import WHOLE, Answers, Choices, Measured
-from pipelines.evaluation.measurements import Measurements, data_digest, measurement_key, model_digest
+from pipelines.evaluation.measurements import Measurements, data_digest, measurement_key
 from pipelines.evaluation.settings import TaskSettings
 from pipelines.evaluation.tasks import open_task
+from pipelines.registry.model_cache import model_digest
 from tests.support.pictures import picture
 
 KEY = {"method": 1, "model": "a"}
