@@ -4,13 +4,14 @@
         --set tasks.urban1k.input=/data/Urban1k --set tasks.cifar10.input=/data/cifar-10-binary.tar.gz \\
         --set 'tasks.mine={input: /data/test, source: {caption: caption}}' --set output=/data/bench
 
-A task is a protocol by its name (coco5k, flickr30k-1k, flickr30k-full, sharegpt4v-1k, urban1k, docci, dci, iiw,
-imagenet, imagenet-v2, imagenet-o, cifar10, cifar100; see protocols.yaml), or any data set of yours. A model is a
-directory, a hub name, models:/name/version, models:/name@alias, or a file of official weights.
+A task is a protocol by its name (coco5k, flickr30k-1k, flickr30k-full, sharegpt4v-1k, sharegpt4v-10k, urban1k, docci,
+dci, long-dci, iiw, imagenet, imagenet-v2, imagenet-o, cifar10, cifar100, sugarcrepe, sugarcrepe-pp, fg-ovd-hard,
+winoground, mmvp-vlm, himo-docci, eccv-caption; see protocols.yaml), or any data set of yours. A model is a directory, a
+hub name, models:/name/version, models:/name@alias, or a file of official weights.
 
-Writes report.html, report.md, results.json, one JSON per task, and the rank of every query in ranks/. Each model on
-each task is kept in measured/ when it is finished: after a kill, or with another model or task, the same output is
-completed. results.json is written last.
+Writes report.html, report.md, results.json, one JSON per task, the rank of every query in ranks/, and the answer to
+every question in scores/. Each model on each task is kept in measured/ when it is finished: after a kill, or with
+another model or task, the same output is completed. results.json is written last.
 """
 
 from collections.abc import Sequence

@@ -67,7 +67,7 @@ def tables(result: dict[str, Any]) -> Iterator[Table]:
     yield from _score_table(result)
     if result["comparisons"]:
         yield Table(
-            f"Against {result['comparisons'][0]['base']}, the same queries, {_compared_figure(result)}",
+            f"Against {result['comparisons'][0]['base']}, the same queries, {_figures_of(result['comparisons'])}",
             ["model", "direction", "change, points", "better", "worse", "p (paired)"],
             [
                 [line["model"], title_of(line["direction"]), change_text(line), *_counts(line)]
@@ -77,7 +77,7 @@ def tables(result: dict[str, Any]) -> Iterator[Table]:
         )
     if result["paper_figures"]:
         yield Table(
-            f"Against the papers' figures, {_compared_figure(result)}",
+            f"Against the papers' figures, {_figures_of(result['paper_figures'])}",
             ["model", "direction", "model of the paper", "source", "paper", "measured", "difference", "verdict"],
             [
                 [
@@ -100,8 +100,9 @@ def title_of(name: str) -> str:
     return f"{words}, {figure}" if figure else words
 
 
-def _compared_figure(result: dict[str, Any]) -> str:
-    return "by score" if result["kind"] == "questions" else "at 1"
+def _figures_of(lines: Sequence[dict[str, Any]]) -> str:
+    names = {"recall@1": "at 1", "score": "by score"}
+    return " and ".join(name for figure, name in names.items() if any(line["figure"] == figure for line in lines))
 
 
 def _recall_table(result: dict[str, Any]) -> Iterator[Table]:

@@ -83,7 +83,8 @@ class BenchmarkSettings(MeasureSettings):
     paper_figures: dict[str, str] = Field(default={})
     """Models to compare with a paper's figures, by their name in paper_figures.yaml: `{official: long-clip-b16}`."""
     long_text: bool = True
-    """On long texts, also measure recall by length, with perturbed texts, and against hard negatives."""
+    """On long texts, also measure recall by length, with perturbed texts, and against hard negatives, and whether
+    similarity grows with the text."""
     perturbation_draws: PositiveInt = 5
     """How many times each random perturbation of long texts is drawn. Each draw encodes all texts again."""
     equal_margin: float = Field(default=0.02, gt=0, lt=1)

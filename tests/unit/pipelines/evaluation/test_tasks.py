@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import pickle
+import re
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from PIL import Image
 from upath import UPath
 
 from longclip.errors import ConfigError, DataError
+from pipelines import benchmark
 from pipelines.common.storage import Storage
 from pipelines.data.sources import cifar
 from pipelines.data.sources.source import SourceRow
@@ -31,6 +33,7 @@ from pipelines.evaluation.tasks import (
     templates_of,
 )
 from tests.support.broken_rows import jpeg
+from tests.support.places import ROOT
 
 STEMS = ["1", "2", "3"]
 
@@ -287,6 +290,14 @@ def test_labels_of_a_parquet_may_be_numbers(tmp_path: Path) -> None:
     labels = [row.captions[0] for row in rows_of(task, tmp_path / "scratch")]
     assert label_classes(task, labels) == (["cat", "dog"], [1, 0])
     assert task.check_counts(2, None) == "own data: 2 images"
+
+
+def test_every_protocol_is_documented() -> None:
+    page = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    listed = re.split(r"[\s,(;)]+", str(benchmark.__doc__))
+    for name in protocols():
+        assert name in listed
+        assert f"`{name}`" in page
 
 
 def test_files_of_classes_and_templates_are_complete() -> None:
