@@ -123,24 +123,20 @@ def _scores(task: Task, rows: Sequence[dict[str, Any]], prefixes: Sequence[str])
         return task.questions.scores(embedded)
     if not prefixes:
         return {}
-    captions = [cell_texts(row["captions"]) for row in rows]
+    counts = [len(row[f"{WHOLE}_embedding"]) for row in rows]
     similarities = {
         name: np.concatenate([row[f"{name}_embedding"] @ row["image_embedding"] for row in rows])
         for name in (*prefixes, WHOLE)
     }
-    applies = {
-        name: np.array(
-            [
-                one != other
-                for row, cell in zip(rows, captions, strict=True)
-                for one, other in zip(cell_texts(row[name]), cell, strict=True)
-            ]
-        )
-        for name in prefixes
-    }
-    queries = [f"{row['id']}#{number}" for row, cell in zip(rows, captions, strict=True) for number in range(len(cell))]
-    groups = np.repeat(np.arange(len(rows)), [len(cell) for cell in captions])
-    return growth_scores(similarities, applies, queries, groups)
+    applies = {name: np.concatenate([_differs(row, name) for row in rows]) for name in prefixes}
+    queries = [f"{row['id']}#{number}" for row, count in zip(rows, counts, strict=True) for number in range(count)]
+    return growth_scores(similarities, applies, queries, np.repeat(np.arange(len(rows)), counts))
+
+
+def _differs(row: dict[str, Any], name: str) -> np.ndarray:
+    """Whether the derived text of each caption of a row is another one."""
+    pairs = zip(cell_texts(row["captions"]), cell_texts(row[name]), strict=True)
+    return np.array([caption != derived for caption, derived in pairs])
 
 
 def _unique_ids(task: Task, rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -175,9 +171,7 @@ def _retrieval(ids: list[str], images: torch.Tensor, parts: list[np.ndarray]) ->
 def _choices(images: torch.Tensor, rows: list[dict[str, Any]], kind: str) -> Choices:
     margins, groups, texts = [], [], 0
     for number, (image, row) in enumerate(zip(images.numpy(), rows, strict=True)):
-        differ = np.array(
-            [one != other for one, other in zip(cell_texts(row["captions"]), cell_texts(row[kind]), strict=True)]
-        )
+        differ = _differs(row, kind)
         scores = (row[f"{WHOLE}_embedding"] - row[f"{kind}_embedding"])[differ] @ image
         margins.append(scores)
         groups += [number] * len(scores)
