@@ -51,7 +51,7 @@ class Annotations:
     def json_line_entries(self, *names: str) -> Iterator["AnnotationEntry"]:
         """Entries of a file with a JSON object in each line, by the number of the line from 1."""
         path, text = self.text(*names)
-        for number, line in enumerate(text.splitlines(), 1):
+        for number, line in enumerate(text.split("\n"), 1):  # `splitlines` also cuts at characters within texts
             if line.strip():
                 yield AnnotationEntry(self.field, path, str(number), self._json(path, f" in line {number}", line))
 

@@ -261,6 +261,20 @@ def test_what_is_wrong_is_named(
     assert "\n" not in str(error.value)
 
 
+def test_lines_end_at_line_feeds_only(tmp_path: Path) -> None:
+    himo_docci(tmp_path)
+    text = '{"img_path": "test_00000.jpg", "caption": ["a\u2028b", "a\u2028b\x85c"]}\r\n'
+    write(tmp_path / "himo_docci_data.json", text.encode())
+    (row,) = rows_of(opened("himo-docci", tmp_path))
+    assert row.captions == ["a\u2028b", "a\u2028b\x85c"]
+
+
+def test_a_file_instead_of_its_directory(tmp_path: Path) -> None:
+    himo_docci(tmp_path)
+    with pytest.raises(DataError, match=r"data\.json' has no himo_docci_data\.json; give the directory that has it"):
+        opened("himo-docci", tmp_path / "himo_docci_data.json")
+
+
 def test_images_elsewhere(tmp_path: Path) -> None:
     sugarcrepe(tmp_path / "set")
     (tmp_path / "set" / "val2017").rename(tmp_path / "coco")

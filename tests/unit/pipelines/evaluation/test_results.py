@@ -8,11 +8,13 @@ import torch
 
 from longclip.evaluation.metrics import Ranks
 from pipelines.evaluation.effective_length import MARGIN, recall_by_length
-from pipelines.evaluation.measured import WHOLE, Answers, Measured
+from pipelines.evaluation.gates import gate
+from pipelines.evaluation.measured import WHOLE, Answers, Measured, compare
 from pipelines.evaluation.measuring import CUTS
 from pipelines.evaluation.perturbed import perturbed_readings
 from pipelines.evaluation.report import render_markdown
-from pipelines.evaluation.results import paper_figures, task_result
+from pipelines.evaluation.results import flat_figures, paper_figures, task_result
+from pipelines.evaluation.scores import Score
 from pipelines.evaluation.tasks import Task, protocols
 
 QUERIES = 200
@@ -139,6 +141,31 @@ def test_paper_figures_are_reproduced_within_half_a_point(hits: int, verdict: bo
     assert line["difference"] == pytest.approx(hits / 2 - 79.6)
     report = render_markdown("x", [result_of(measured({WHOLE: hits}), {"m": "long-clip-b16"})])
     assert ("not reproduced" in report) is not verdict
+
+
+def himo(values: list[float]) -> Measured:
+    bounds, ids = (-1.0, 1.0), tuple(map(str, range(len(values))))
+    score = Score(np.array(values), ids, np.arange(len(values)), is_main=True, chance=0.0, bounds=bounds)
+    other = Score(np.ones(1), ("0",), np.zeros(1, np.int64))
+    return Measured("himo-docci", 248, len(values), 9, 0, {WHOLE: {}}, {}, scores={"himo@k": score, "other": other})
+
+
+def test_questions_are_compared_by_their_main_scores() -> None:
+    task = Task("himo-docci", protocols()["himo-docci"], NoSource(), "himo-docci", False)  # type: ignore[arg-type]
+    first, second = himo([-0.6, -0.5, -0.552, -0.55] * 10), himo([0.9, 0.8, 0.7, -0.2] * 10)
+    found = task_result(task, {"a": first, "b": second}, {"a": "x", "b": "y"}, "a", {"a": "long-clip-l14"})
+    (line,) = found["comparisons"]
+    assert (line["direction"], line["difference"], line["better"]) == ("himo@k", pytest.approx(1.1005), 40)
+    assert line["low"] < line["difference"] < line["high"] <= 2
+    (figure,) = found["paper_figures"]
+    assert (figure["paper"], figure["measured"], figure["reproduced"]) == (-55, pytest.approx(-55.05), True)
+    assert flat_figures([found])["b"] == {"himo-docci/himo@k": pytest.approx(0.55), "himo-docci/other": 1}
+    report = render_markdown("x", [found])
+    assert "| a | HiMo@K (100 x correlation of similarity with length) | -55.0 [" in report
+    assert "**Against a, the same queries, by score**" in report
+    assert "Candidates" not in report
+    assert gate(task, "himo@k", compare(first, second, "himo@k"), 0.01).holds
+    assert not gate(task, "himo@k", compare(second, first, "himo@k"), 0.01).holds
 
 
 def test_partial_protocols_are_never_reported_as_reproduced() -> None:
