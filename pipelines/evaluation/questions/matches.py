@@ -77,14 +77,15 @@ def precisions(
         `[Q, 3]`.
     """
     figures = np.empty((len(queries), len(FIGURES)))
-    ids = np.array(candidate_ids)
+    places = {candidate: number for number, candidate in enumerate(candidate_ids)}
     different, place = distinct_rows(torch.from_numpy(candidates))
     for start in range(0, len(queries), QUERIES_AT_ONCE):
         scores = queries[start : start + QUERIES_AT_ONCE] @ different.numpy().T
         if place is not None:
             scores = scores[:, place]
         for number, row in enumerate(scores, start):
-            is_right = np.isin(ids, list(right[number]))
+            is_right = np.zeros(len(places), bool)
+            is_right[[places[match] for match in right[number] if match in places]] = True
             first = np.lexsort((is_right, -row))[: len(right[number])]
             hits = is_right[first].astype(np.float64)
             precision = np.cumsum(hits) / np.arange(1, len(hits) + 1)
