@@ -99,6 +99,8 @@ class Task:
         expected |= {f"questions ({name})": count for name, count in self.protocol.expected_questions.items()}
         counts = {"images": images, "texts": texts}
         counts |= {f"questions ({name})": questions.get(name, 0) for name in self.protocol.expected_questions}
+        if not any(expected.values()):
+            return f"{self.pinned}: {images} images, a number that is not checked"
         wrong = [name for name, count in expected.items() if count is not None and counts[name] != count]
         if not wrong:
             return self.pinned

@@ -108,7 +108,7 @@ def test_fg_ovd_cuts_out_the_box(tmp_path: Path) -> None:
     assert means(scores) == {"all": 0.5}
     assert scores["all"].chance == pytest.approx(1 / 11)
     assert scores["all"].groups.tolist() == [0, 0]  # two boxes of one image
-    assert task.check_counts(2, 22, {"all": 2}) == "fg-ovd-hard"
+    assert task.check_counts(2, 22, {"all": 2}) == "fg-ovd-hard: 2 images, a number that is not checked"
     for wrong, reason in (([2, 3, 9, 2], "is not within the image of 10 x 8 pixels"), ([-1, 0, 2, 2], "is not within")):
         write(tmp_path / "1_attributes_llava.jsonl", lines(box(1) | {"bbox": wrong}))
         (row,) = rows_of(opened("fg-ovd-hard", tmp_path))
