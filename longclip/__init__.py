@@ -8,6 +8,8 @@ import ast
 from importlib import import_module, resources
 from typing import Any
 
+__version__ = "0.1.0"
+
 _STUB = ast.parse(resources.files("longclip").joinpath("__init__.pyi").read_text(encoding="utf-8"))
 _HOMES = {
     alias.name: node.module

@@ -23,3 +23,5 @@ from longclip.training.loss import contrastive_loss as contrastive_loss
 from longclip.training.loss import long_clip_losses as long_clip_losses
 from longclip.training.pcm import primary_components as primary_components
 from longclip.weights.reading import convert_checkpoint as convert_checkpoint
+
+__version__: str

@@ -198,12 +198,14 @@ def write_checkpoint_files(
     checkpoint.tokenizer.save_pretrained(directory)
     processor = json.dumps(checkpoint.transform.processor_config(), indent=2)
     (directory / PROCESSOR).write_text(processor + "\n")
+    hashes = {file.name: file_sha256(file) for file in sorted(directory.iterdir())}
     manifest = {
         "manifest_version": MANIFEST_VERSION,
+        "checkpoint_id": _checkpoint_id(directory, hashes),
         "context_length": checkpoint.context_length,
         "embedding_dim": config.projection_dim,
         "metadata": dict(metadata),
-        "sha256": {file.name: file_sha256(file) for file in sorted(directory.iterdir())},
+        "sha256": hashes,
     }
     (directory / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
 
@@ -246,9 +248,31 @@ def _first_difference(directory: Path, manifest_sha256: str | None) -> str | Non
 
 def checkpoint_id(directory: str | Path) -> str:
     """Identifies what a checkpoint computes: 16 hex digits of a sha256 over its weights, config, tokenizer and image
-    processor."""
-    config = json.loads((Path(directory) / "config.json").read_text(encoding="utf-8"))
+    processor.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    directory = Path(directory)
+    files = [directory / name for name in (*_weight_files(directory), "tokenizer.json", PROCESSOR)]
+    return _checkpoint_id(directory, {file.name: file_sha256(file) for file in files if file.is_file()})
+
+
+def _checkpoint_id(directory: Path, hashes: Mapping[str, str]) -> str:
+    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     config = {name: value for name, value in config.items() if name not in ("transformers_version", "_name_or_path")}
-    files = [Path(directory) / name for name in ("model.safetensors", "tokenizer.json", PROCESSOR)]
-    hashes = [file_sha256(file) if file.is_file() else None for file in files]
-    return hashlib.sha256(json.dumps([config, hashes], sort_keys=True).encode()).hexdigest()[:16]
+    values = [hashes.get(name) for name in (*_weight_files(directory), "tokenizer.json", PROCESSOR)]
+    return hashlib.sha256(json.dumps([config, values], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _weight_files(directory: Path) -> list[str]:
+    if (directory / "model.safetensors").is_file():
+        return ["model.safetensors"]
+    return sorted(file.name for file in directory.glob("model-*.safetensors")) or ["model.safetensors"]
+
+
+def checkpoint_directory(source: str | Path) -> Path:
+    """Local directory with the files of a source of `load_checkpoint`: the directory, or that of a hub name's files."""
+    if Path(source).is_dir():
+        return Path(source)
+    return Path(cached_file(str(source), "config.json")).parent

@@ -28,3 +28,7 @@ Scope = Literal["global", "local"]
 """Rows that principal components are computed from: of the global batch, or of each worker's part of it."""
 
 TowerName = Literal["image", "text"]
+
+MAX_TEXT_CHARS = 100_000
+MAX_IMAGE_BYTES = 20 * 2**20
+"""Largest text and image file that a served model takes, over HTTP and from MLflow."""

@@ -85,7 +85,10 @@ def create_api(
     async def models() -> schemas.ModelList:
         """The served model."""
         model = operations.model_info
-        return schemas.ModelList(data=[schemas.ModelEntry(id=model.id, version=model.version)])
+        entry = schemas.ModelEntry(
+            id=model.id, version=model.version, checkpoint_id=model.checkpoint_id, lineage=operations.lineage
+        )
+        return schemas.ModelList(data=[entry])
 
     @api.get("/info")
     async def info() -> schemas.Info:

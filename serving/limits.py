@@ -1,5 +1,6 @@
 """Limits of one request and of one replica. `GET /info` shows those of a request."""
 
+from longclip.constants import MAX_IMAGE_BYTES, MAX_TEXT_CHARS
 from longclip.images import MAX_PIXELS
 
 MAX_BODY_BYTES = 64 * 2**20
@@ -7,8 +8,6 @@ BODY_SECONDS = 30.0
 """Maximum time for a request body to arrive."""
 MAX_TEXTS = 2048
 MAX_IMAGES = 32
-MAX_TEXT_CHARS = 100_000
-MAX_IMAGE_BYTES = 20 * 2**20
 
 MAX_REQUESTS = 256
 MAX_BYTES_IN_FLIGHT = 512 * 2**20

@@ -12,6 +12,7 @@ from pathlib import Path
 from longclip.checkpoint import checkpoint_id, load_checkpoint, verify_checkpoint
 from longclip.errors import CheckpointError, one_line
 from longclip.images import ImageTransform
+from longclip.lineage import Lineage, read_lineage
 from longclip.model_uri import CHECKPOINT_ARTIFACT, MANIFEST_TAG, ModelUri, is_model_uri, parse_model_uri
 from serving.node_cache import cached
 
@@ -45,6 +46,7 @@ class Model:
     context_length: int
     embedding_dim: int
     transform: ImageTransform
+    lineage: Lineage
 
     @property
     def version(self) -> str:
@@ -71,6 +73,7 @@ def open_model(model: str, cache: str) -> Model:
         context_length=checkpoint.context_length,
         embedding_dim=checkpoint.model.config.projection_dim,
         transform=checkpoint.transform,
+        lineage=read_lineage(directory),
     )
 
 

@@ -51,6 +51,7 @@ class Operations:
             image_size=model.transform.image_size,
             precision=embedder.precision,
         )
+        self.lineage = model.lineage
         self._searcher = searcher
         self._transform, self._tokenizer = checkpoint.transform, checkpoint.tokenizer
         self._tokenizer.model_max_length = model.context_length

@@ -4,6 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, model_validator
 
+from longclip.lineage import Lineage
+
 MAX_TOP_K = 100
 
 
@@ -220,12 +222,14 @@ class TokenizeResponse(BaseModel):
 
 
 class ModelEntry(BaseModel):
-    """A model in the format of OpenAI's API."""
+    """A model in the format of OpenAI's API, and the ids that its manifest and its model card show."""
 
     id: str
     object: Literal["model"] = "model"
     owned_by: Literal["longclip"] = "longclip"
     version: str
+    checkpoint_id: str
+    lineage: Lineage
 
 
 class ModelList(BaseModel):

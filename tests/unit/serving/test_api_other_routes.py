@@ -1,6 +1,8 @@
 """Classification, tokenization, thumbnails, descriptions of the server, the page and the schema."""
 
 import io
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 import httpx
@@ -9,7 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from longclip.checkpoint import Checkpoint, checkpoint_id
+from longclip.checkpoint import Checkpoint, checkpoint_id, save_checkpoint
+from longclip.lineage import Lineage
 from longclip.tokenizer import count_tokens
 from longclip.zero_shot import class_embeddings
 from serving import limits
@@ -77,7 +80,8 @@ def test_tokenize(client: httpx.Client, tiny_checkpoint: Checkpoint) -> None:
 
 def test_model_index_limits_and_health(client: httpx.Client, tiny_checkpoint_dir: Path) -> None:
     identity = checkpoint_id(tiny_checkpoint_dir)
-    entry = {"id": "tiny", "object": "model", "owned_by": "longclip", "version": identity}
+    ids = {"version": identity, "checkpoint_id": identity, "lineage": asdict(Lineage())}
+    entry = {"id": "tiny", "object": "model", "owned_by": "longclip", **ids}
     assert client.get("/v1/models").json() == {"object": "list", "data": [entry]}
     info = client.get("/info").json()
     assert info["model"]["checkpoint_id"] == info["index"]["checkpoint_id"] == identity
@@ -90,6 +94,17 @@ def test_model_index_limits_and_health(client: httpx.Client, tiny_checkpoint_dir
     examples = client.get("/v1/examples").json()["examples"]
     assert len(examples) == 4
     assert examples[0] == scene(0)[1]
+
+
+def test_models_show_the_lineage_of_the_checkpoint(tmp_path: Path, tiny_checkpoint: Checkpoint) -> None:
+    lineage = Lineage("r1", "d2", "manifest", "clip-b16", "c3", "r0", "0.1.0", "abc")
+    save_checkpoint(tiny_checkpoint, tmp_path / "run" / "checkpoint", lineage.metadata())
+    api = create_api(tiny_operations(tmp_path / "run" / "checkpoint"))
+    with running_api(api) as url:
+        (entry,) = httpx.get(f"{url}/v1/models", timeout=60).json()["data"]
+    manifest = json.loads((tmp_path / "run" / "checkpoint" / "longclip.json").read_text())
+    assert entry["lineage"] == manifest["metadata"]["lineage"] == asdict(lineage)
+    assert entry["checkpoint_id"] == manifest["checkpoint_id"]
 
 
 def test_unknown_routes_and_methods_are_refused(client: httpx.Client) -> None:
