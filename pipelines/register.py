@@ -42,13 +42,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not directory.is_dir():
         raise CheckpointError(f"checkpoint '{directory}' does not exist; give the directory that finetune wrote")
     metrics = _figures(settings) if settings.results else {}
-    from pipelines.registry.model_card import model_card  # imports torch and MLflow, which --help does not need
+    from pipelines.registry.registration import (  # imports torch and MLflow, which --help does not need
+        register_checkpoint,
+    )
     from pipelines.registry.server import tracking_uri
-    from pipelines.registry.versions import register_checkpoint
 
-    uri = tracking_uri(directory.parent.parent)
-    card = model_card(settings.name, directory, _measured(settings))
-    version = register_checkpoint(uri, directory, settings.name, settings.experiment, metrics, settings.alias, card)
+    uri, measured = tracking_uri(directory.parent.parent), _measured(settings)
+    version = register_checkpoint(uri, directory, settings.name, settings.experiment, metrics, settings.alias, measured)
     progress.summary(1, 1, 0, f"{ModelUri(settings.name, str(version))}, alias {settings.alias}, at {uri}")
 
 

@@ -4,13 +4,13 @@ import platform
 import subprocess
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from mlflow.entities import Metric
+from mlflow.entities import LifecycleStage, LoggedModelInput, Metric, Run
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT
@@ -49,6 +49,37 @@ def start_run(uri: str, experiment: str, name: str, parameters: Mapping[str, Any
     return run.info.run_id
 
 
+def existing_run(uri: str, run_id: str | None) -> Run | None:
+    """A run of the tracking server; None if it has no such run, or the run was deleted.
+
+    Raises:
+        ConfigError: the tracking server cannot be reached.
+    """
+    if run_id is None:
+        return None
+    with explained(uri):
+        try:
+            run = MlflowClient(uri).get_run(run_id)
+        except MlflowException as error:
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                return None
+            raise
+    return run if run.info.lifecycle_stage == LifecycleStage.ACTIVE else None
+
+
+def continue_run(uri: str, run_id: str) -> bool:
+    """Mark a run as running, for a job that resumes; returns False if the tracking server has no such run.
+
+    Raises:
+        ConfigError: the tracking server cannot be reached.
+    """
+    if existing_run(uri, run_id) is None:
+        return False
+    with explained(uri):
+        MlflowClient(uri).update_run(run_id, status="RUNNING")
+    return True
+
+
 def environment() -> dict[str, Any]:
     """Python, machine and versions of the packages that results depend on."""
     installed = {package.name.lower(): package.version for package in metadata.distributions()}
@@ -85,6 +116,17 @@ def end_run(uri: str, run_id: str, succeeded: bool) -> None:
         warn(f"MLflow did not record the end of run {run_id}: {one_line(error, 200)}")
 
 
+def tag_run(uri: str, run_id: str, tags: Mapping[str, str]) -> None:
+    """Set tags of a run.
+
+    Raises:
+        ConfigError: the tracking server does not take them.
+    """
+    with explained(uri):
+        for key, value in tags.items():
+            MlflowClient(uri).set_tag(run_id, key, value)
+
+
 def log_documents(uri: str, run_id: str, documents: Mapping[str, str]) -> None:
     """Store texts as artifacts of a run.
 
@@ -100,6 +142,29 @@ def log_documents(uri: str, run_id: str, documents: Mapping[str, str]) -> None:
         client = MlflowClient(uri)
         for file, text in documents.items():
             client.log_text(run_id, text, file)
+
+
+def log_models(uri: str, run_id: str, model_ids: Sequence[str]) -> None:
+    """Log models as inputs of a run, which shows them on its page.
+
+    Raises:
+        ConfigError: the tracking server does not take them.
+    """
+    with explained(uri):
+        MlflowClient(uri).log_inputs(run_id, models=[LoggedModelInput(model_id) for model_id in model_ids])
+
+
+def log_metrics(uri: str, run_id: str, values: Mapping[str, float], model_id: str | None = None) -> None:
+    """Log metrics to a run, and to a logged model, whose registered version shows them too.
+
+    Raises:
+        ConfigError: the tracking server does not take them.
+    """
+    now = int(1000 * time.time())
+    metrics = [Metric(metric_name(name), value, now, 0, model_id=model_id) for name, value in values.items()]
+    with explained(uri):
+        for start in range(0, len(metrics), METRICS_PER_REQUEST):
+            MlflowClient(uri).log_batch(run_id, metrics=metrics[start : start + METRICS_PER_REQUEST])
 
 
 class MetricLog:

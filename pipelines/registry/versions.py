@@ -1,74 +1,24 @@
-"""Registered versions in MLflow: registration, aliases and downloads."""
+"""Registered versions in MLflow: aliases and downloads."""
 
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import mlflow
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from longclip.errors import CheckpointError, PromotionError, one_line
-from longclip.files import MANIFEST, file_sha256, whole_directory
-from longclip.model_uri import CHECKPOINT_ARTIFACT, MANIFEST_TAG, ModelUri, parse_model_uri
-from pipelines.registry.runs import metric_name, start_run
+from longclip.files import whole_directory
+from longclip.model_uri import CHECKPOINT_ARTIFACT, MANIFEST_TAG, SCHEME, ModelUri, parse_model_uri
 from pipelines.registry.server import explained
 
-CHECKPOINT = CHECKPOINT_ARTIFACT.rpartition("/")[2]
 REPLACED_TAG = "replaced_version"
 """Tag of a version: the version that it replaced under an alias."""
 
-CARD = "README.md"
-PYFUNC_MODEL = Path(__file__).with_name("pyfunc_model.py")
-
-
-def register_checkpoint(
-    uri: str, directory: Path, name: str, experiment: str, metrics: Mapping[str, float], alias: str, card: str = ""
-) -> int:
-    """Register a checkpoint directory as a new version of a model and point an alias at it.
-
-    Args:
-        uri: tracking server.
-        directory: Hugging Face directory whose last part is `checkpoint`; its files are stored unchanged.
-        name: registered model.
-        experiment: experiment of the run that carries the version.
-        metrics: metrics to record with it.
-        alias: `candidate` or `champion`.
-        card: model card in Markdown, stored next to the checkpoint and as the version's description.
-
-    Returns:
-        The version number.
-    """
-    from longclip.checkpoint import (  # loads torch, which moving an alias does not need
-        load_checkpoint,
-        verify_checkpoint,
-    )
-
-    verify_checkpoint(directory)
-    checkpoint = load_checkpoint(directory)
-    if directory.name != CHECKPOINT:
-        raise CheckpointError(f"checkpoint '{directory}': a registered directory must be called '{CHECKPOINT}'")
-    run_id = start_run(uri, experiment, f"register-{name}", {"checkpoint": str(directory)})
-    mlflow.set_tracking_uri(uri)
-    example = ["a photo of a dog that runs along a beach"]
-    with mlflow.start_run(run_id=run_id), tempfile.TemporaryDirectory() as scratch:
-        (Path(scratch) / CARD).write_text(card)
-        mlflow.log_metrics({metric_name(key): value for key, value in metrics.items()})
-        logged = mlflow.pyfunc.log_model(
-            name="longclip",
-            python_model=str(PYFUNC_MODEL),
-            artifacts={CHECKPOINT: str(directory)} | ({"card": str(Path(scratch) / CARD)} if card else {}),
-            input_example=example,
-            pip_requirements=["longclip", "torch", "transformers"],
-            metadata={"context_length": checkpoint.context_length},
-        )
-    tags = {MANIFEST_TAG: file_sha256(directory / MANIFEST)}
-    version = mlflow.register_model(f"models:/{logged.model_id}", name, tags=tags)
-    client = MlflowClient(uri)
-    client.update_model_version(name, version.version, card)
-    client.set_registered_model_alias(name, alias, version.version)
-    return int(version.version)
+PROMOTION_TAG, REFUSAL_TAG, ROLLBACK_TAG = "promotion_run_id", "refusal_run_id", "rollback_run_id"
+"""Tags of a version: the runs that made it champion, refused that, or took it back."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +100,15 @@ def alias_version(uri: str, name: str, alias: str) -> str | None:
             raise
 
 
-def move_alias(uri: str, name: str, alias: str, expected: str | None, version: str, remember: bool = True) -> None:
+def move_alias(
+    uri: str,
+    name: str,
+    alias: str,
+    expected: str | None,
+    version: str,
+    remember: bool = True,
+    tags: Mapping[str, str] = MappingProxyType({}),
+) -> None:
     """Point an alias to another version, unless it was moved since that was decided.
 
     MLflow cannot compare and set. The lock is a registered model: creating one whose name exists fails on every store.
@@ -163,6 +121,7 @@ def move_alias(uri: str, name: str, alias: str, expected: str | None, version: s
         expected: version that it must point to before; None if it must not exist.
         version: version to point to.
         remember: tag the new version with the one it replaced, for a rollback.
+        tags: further tags of the new version.
 
     Raises:
         PromotionError: another job moved the alias, or holds the lock.
@@ -187,8 +146,9 @@ def move_alias(uri: str, name: str, alias: str, expected: str | None, version: s
                     f"alias '{alias}' of '{name}' was moved from version {expected} to {current} in the meantime;"
                     " run again"
                 )
-            if remember and expected is not None:
-                client.set_model_version_tag(name, version, REPLACED_TAG, expected)
+            replaced = {REPLACED_TAG: expected} if remember and expected is not None else {}
+            for key, value in {**replaced, **tags}.items():
+                client.set_model_version_tag(name, version, key, value)
             client.set_registered_model_alias(name, alias, version)
         finally:
             client.delete_registered_model(lock)
@@ -198,3 +158,28 @@ def replaced_version(uri: str, name: str, version: str) -> str | None:
     """Version that this one replaced under an alias; None if it was the first."""
     with explained(uri):
         return MlflowClient(uri).get_model_version(name, version).tags.get(REPLACED_TAG)
+
+
+def tag_version(uri: str, name: str, version: str, tags: Mapping[str, str]) -> None:
+    """Set tags of a version.
+
+    Raises:
+        ConfigError: the registry does not take them.
+    """
+    with explained(uri):
+        for key, value in tags.items():
+            MlflowClient(uri).set_model_version_tag(name, version, key, value)
+
+
+def logged_model_id(uri: str, name: str, version: str) -> str | None:
+    """The logged model behind a version, which holds its metrics; None for versions of other software.
+
+    Raises:
+        ConfigError: the registry does not answer.
+    """
+    with explained(uri):
+        registered = MlflowClient(uri).get_model_version(name, version)
+    # Databases do not store the model's id with the version, only its location.
+    source = str(registered.source or "")
+    model_id = registered.model_id or (source.removeprefix(SCHEME) if source.startswith(f"{SCHEME}m-") else None)
+    return model_id or None

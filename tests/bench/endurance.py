@@ -40,7 +40,8 @@ from harness import arguments, report
 from longclip.checkpoint import checkpoint_id, load_checkpoint, new_model, save_checkpoint
 from longclip.index import version_manifests
 from pipelines import embed
-from pipelines.registry.versions import move_alias, register_checkpoint
+from pipelines.registry.registration import register_checkpoint
+from pipelines.registry.versions import move_alias
 from serving.app import AppArgs, build
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))  # before what lies there and is not installed

@@ -24,7 +24,8 @@ from pipelines import promote, rollback
 from pipelines.common.storage import JOB_PACKAGE
 from pipelines.evaluation.gates import gate
 from pipelines.evaluation.tasks import Protocol, Task
-from pipelines.registry.versions import alias_version, move_alias, register_checkpoint, replaced_version
+from pipelines.registry.registration import register_checkpoint
+from pipelines.registry.versions import alias_version, move_alias, replaced_version
 from tests.support.pictures import picture
 from tests.support.tampering import TAMPERINGS
 from tests.support.tiny_clip import tiny_config
