@@ -1,6 +1,5 @@
 """The job of `finetune.py`: check model and data, train on Ray Train, keep the chosen checkpoint."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -12,23 +11,26 @@ from upath import UPath
 from longclip.files import whole_directory
 from pipelines.common.cluster import connect
 from pipelines.common.model_inputs import ModelInputs
-from pipelines.common.parquet_set import is_list, manifest_of
+from pipelines.common.parquet_set import is_list
 from pipelines.common.progress import Progress
 from pipelines.common.rejected_rows import QUARANTINE, start_quarantine, write_quarantine
 from pipelines.common.run_directory import claim_directory
 from pipelines.common.settings import dump
 from pipelines.common.storage import local_path
-from pipelines.registry.runs import end_run, log_documents, start_run
+from pipelines.registry.runs import continue_run, end_run, start_run
 from pipelines.registry.server import tracking_uri
 from pipelines.training.callbacks import MetricsToMlflow, MetricsToPrometheus
 from pipelines.training.checkpoints import MODEL_DIR
 from pipelines.training.initial_model import initial_checkpoint
+from pipelines.training.lineage import log_origin, run_origin
 from pipelines.training.loop import train_loop
 from pipelines.training.row_feed import POSITION
 from pipelines.training.row_source import Source, training_rows, validation_rows
 from pipelines.training.settings import DATA_CPUS, FinetuneSettings
 
 RUN_DIR = ".run"
+RUN_ID = "mlflow_run_id"
+"""File of the output: the MLflow run that a resumed job continues."""
 
 
 def finetune(settings: FinetuneSettings) -> None:
@@ -43,6 +45,7 @@ def finetune(settings: FinetuneSettings) -> None:
     output = local_path("output", settings.output)
     checkpoint = initial_checkpoint(settings)
     train, validation = training_rows(settings), validation_rows(settings)
+    origin = run_origin(settings, train, validation)
     # After the checks: settings that are refused must not claim the directory.
     claim_directory("output", output, settings, FinetuneSettings.identity)
 
@@ -65,15 +68,14 @@ def finetune(settings: FinetuneSettings) -> None:
     )
 
     uri = tracking_uri(output.parent)
-    run_id = start_run(uri, settings.experiment, output.name, dump(settings))
-    # The manifest of prepare or summarize is in the directory of the input, or above that of a split.
-    if manifest := manifest_of(train.data.root) or manifest_of(train.data.root.parent):
-        log_documents(uri, run_id, {"data_manifest.json": json.dumps(manifest, indent=2)})
+    run_id = _started_run(uri, settings, output)
+    log_origin(uri, run_id, origin, train, validation)
     least, most = settings.workers.min_count, settings.workers.count
     trainer = TorchTrainer(
         train_loop,
         train_loop_config={
             "settings": dump(settings),
+            "lineage": origin.lineage(run_id),
             "run_directory": str(output / RUN_DIR),
             "train": Source(train, inputs),
             "validation": Source(validation, inputs) if validation else None,
@@ -116,3 +118,13 @@ def finetune(settings: FinetuneSettings) -> None:
         f"{pairs_per_epoch * settings.optim.epochs} pairs seen, {pairs_per_epoch} of {train.data.rows} rows per epoch;"
         f" checkpoint {output / MODEL_DIR}; MLflow run {run_id} at {uri}",
     )
+
+
+def _started_run(uri: str, settings: FinetuneSettings, output: Path) -> str:
+    """The MLflow run of an interrupted job with this output, or a new one; returns its id."""
+    file = output / RUN_ID
+    if file.is_file() and continue_run(uri, run_id := file.read_text().strip()):
+        return run_id
+    run_id = start_run(uri, settings.experiment, output.name, dump(settings))
+    file.write_text(f"{run_id}\n")
+    return run_id

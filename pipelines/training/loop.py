@@ -19,6 +19,7 @@ from transformers import CLIPModel
 from transformers.utils.logging import disable_progress_bar
 
 from longclip.errors import TrainingError
+from longclip.lineage import Lineage
 from longclip.tokenizer import TokenBatch
 from longclip.training.compiling import compile_layers
 from longclip.training.distributed import rank, sum_over_workers, world_size
@@ -49,8 +50,8 @@ def train_loop(config: dict[str, Any]) -> None:
     """Train on this worker's part of each global batch.
 
     Args:
-        config: `settings` (of `FinetuneSettings`, as JSON values), `run_directory`, the `Source` to
-            `train` on, that of `validation` or None, and a handle of the `quarantine`.
+        config: `settings` (of `FinetuneSettings`, as JSON values), the `Lineage` of the checkpoints, `run_directory`,
+            the `Source` to `train` on, that of `validation` or None, and a handle of the `quarantine`.
     """
     logging.getLogger().setLevel(logging.WARNING)  # Ray logs each report on every worker
     disable_progress_bar()
@@ -74,6 +75,7 @@ class TrainingRun:
 
     def __init__(self, settings: FinetuneSettings, config: dict[str, Any]) -> None:
         self.settings, self.directory = settings, Path(config["run_directory"])
+        self.lineage: Lineage = config["lineage"]
         self.train: Source = config["train"]
         self.validation: Source | None = config["validation"]
         self.quarantine, self.total_steps = config["quarantine"], self.train.rows.steps
@@ -213,7 +215,7 @@ class TrainingRun:
         if self.average is not None:
             average = state["average"].items()
             published = {name.removeprefix("module."): value for name, value in average if name != "n_averaged"}
-        metadata = {"settings": self.settings.model_dump(mode="json"), "step": self.step}
+        metadata = {"settings": self.settings.model_dump(mode="json"), "step": self.step, **self.lineage.metadata()}
 
         def write(checkpoint: ray.train.Checkpoint, _: str) -> ray.train.Checkpoint:
             write_state(Path(checkpoint.path), self.checkpoint, published, state, metadata)
