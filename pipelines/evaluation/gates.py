@@ -36,6 +36,17 @@ class Gate:
         """The condition in words."""
         return "up or equal" if self.margin is None else f"interval above -{100 * self.margin:g}"
 
+    def metrics(self) -> dict[str, float]:
+        """The difference of hits at 1 (a share), its interval and p value, and whether the gate holds, for MLflow."""
+        name, comparison = f"{self.task}/{self.direction}", self.comparison
+        return {
+            f"{name}/difference": comparison.difference,
+            f"{name}/low": comparison.low,
+            f"{name}/high": comparison.high,
+            f"{name}/p_value": comparison.p_value,
+            f"{name}/holds": float(self.holds),
+        }
+
 
 def gate(task: Task, direction: str, comparison: Comparison, margin: float) -> Gate:
     """The gate of a task: long text must not lose, short text and classification not more than the margin."""
