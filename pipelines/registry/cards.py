@@ -10,7 +10,7 @@ from mlflow.tracking import MlflowClient
 from longclip.errors import ConfigError, one_line
 from longclip.model_uri import ModelUri
 from pipelines.common.events import warn
-from pipelines.registry.model_card import MEASURED, NOTHING_MEASURED, description, with_section
+from pipelines.registry.model_card import MEASURED, NOTHING_MEASURED, PROMOTION, description, with_section
 from pipelines.registry.versions import logged_model_id
 
 CARD = PurePosixPath("artifacts/README.md")
@@ -26,8 +26,8 @@ def add_to_card(uri: str, name: str, version: str, title: str, body: str) -> Non
         registered = MlflowClient(uri).get_model_version(name, version)
         stored = _stored_card(uri, name, version)
         card = with_section(stored or registered.description or f"# {name}\n", title, body)
-        if NOTHING_MEASURED in card:
-            card = with_section(card, MEASURED, f"{NOTHING_MEASURED} See the section {title}.")
+        if title == PROMOTION and NOTHING_MEASURED in card:
+            card = with_section(card, MEASURED, f"{NOTHING_MEASURED} See the section {PROMOTION}.")
         if stored and (model_id := logged_model_id(uri, name, version)):
             with tempfile.TemporaryDirectory() as scratch:
                 file = Path(scratch) / CARD.name

@@ -1,10 +1,12 @@
 """Entries as users meet them: mistakes are one line and an exit code, broken rows are counted and kept apart."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import mlflow
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -14,9 +16,11 @@ from mlflow.tracking import MlflowClient
 from longclip.checkpoint import load_checkpoint, new_model, save_checkpoint
 from longclip.errors import ConfigError, DataError, TrainingError
 from longclip.index import PublishedIndex, version_directory, version_manifests
-from pipelines import benchmark, embed, finetune, register, sample_data, summarize
+from longclip.lineage import read_lineage
+from pipelines import benchmark, embed, finetune, promote, register, rollback, sample_data, summarize
 from pipelines.common.entry import run_entry, user_error
 from tests.support.consumers import CONSUMERS, assert_same_embeddings
+from tests.support.lineage import assert_champion_leads_back, assert_trained_from, run_documented_script
 from tests.support.places import ROOT
 from tests.support.rows import write_rows
 from tests.support.tiny_clip import tiny_config
@@ -204,7 +208,8 @@ def test_error_for_non_finite_gradients_says_what_to_change(
 def test_from_scenes_to_a_registered_model(
     ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Every step of the demo with two training steps: outputs meet, models load, a rerun resumes."""
+    """Every step of the demo with two training steps: outputs meet, models load, a rerun resumes, and the registry
+    leads from the champion back to its data."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
 
     def step(main: Callable[[Sequence[str]], None], *arguments: str) -> str:
@@ -237,8 +242,11 @@ def test_from_scenes_to_a_registered_model(
     assert (stretched[:20] == before[:20]).all(), "kept positions moved"
     assert (stretched[20:24] != before[20:21]).any()
 
+    client = MlflowClient()
+    lineage = assert_trained_from(client, checkpoint, tmp_path / "summarized", tmp_path / "base" / "checkpoint")
     weights = (checkpoint / "model.safetensors").read_bytes()
     step(finetune.main, *tuned)
+    assert read_lineage(checkpoint) == lineage, "a job that resumes continues its MLflow run"
     assert (checkpoint / "model.safetensors").read_bytes() == weights, "a finished run must not train again"
     with pytest.raises(ConfigError, match="holds a run with other settings"):
         step(finetune.main, *tuned, *sets("seed=1"))
@@ -256,11 +264,22 @@ def test_from_scenes_to_a_registered_model(
     report = step(benchmark.main, *sets(models, *tasks, f"output={tmp_path}/bench"))
     assert "tuned reads 248 tokens." in report
     results = f"results={tmp_path}/bench/results.json"
-    for version in (1, 2):
-        out = step(register.main, *sets(f"checkpoint={checkpoint}", results, "alias=champion"))
-        assert f"models:/longclip/{version}" in out
-
-    import mlflow  # the registry is read the way a user's notebook does
-
+    out = step(register.main, *sets(f"checkpoint={checkpoint}", results, "alias=champion"))
+    assert "models:/longclip/1" in out
+    step(register.main, *sets(f"checkpoint={checkpoint}", results))
+    step(promote.main, *sets(tasks[0], f"directory={tmp_path}/var", f"cache={tmp_path}/cache"))
+    figures = json.loads((tmp_path / "bench" / "results.json").read_text())["results"]["tuned"]
+    assert_champion_leads_back(client, lineage, figures, tmp_path / "champion")
+    printed = run_documented_script()
+    for value in (lineage.run_id, lineage.data_digest, lineage.base_checkpoint_id, "Version 2 against champion 1"):
+        assert str(value) in printed
     loaded = mlflow.pyfunc.load_model("models:/longclip@champion")
     assert np.asarray(loaded.predict(["a red circle"])).shape == (1, 128)
+
+    step(rollback.main)
+    record = client.get_run(client.get_model_version("longclip", "1").tags["rollback_run_id"])
+    assert (record.data.params["from_version"], record.data.params["to_version"]) == ("2", "1")
+    description = client.get_model_version("longclip", "2").description
+    assert "Made `champion` in place of version 1" in description
+    assert "Rolled back to version 1" in description
+    assert client.get_model_version_by_alias("longclip", "champion").version == 1

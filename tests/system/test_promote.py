@@ -138,6 +138,28 @@ def test_only_a_better_model_is_promoted_and_only_once(
         ("1", "4", True),
     ]
 
+    holds = [
+        {name.removesuffix("/holds"): value for name, value in r.data.metrics.items() if name.endswith("/holds")}
+        for r in tracked
+    ]
+    assert [len(gates) for gates in holds] == [0, 4, 4, 4]
+    assert (holds[2]["short/text_to_image"], holds[2]["long/text_to_image"]) == (0, 1)
+    assert set(holds[3].values()) == {1}
+    lost = {name: tracked[2].data.metrics[f"short/text_to_image/{name}"] for name in ("difference", "low", "high")}
+    assert lost["low"] < lost["difference"] < lost["high"] < 0
+    assert [r.data.tags["promoted"] for r in tracked] == ["true", "false", "false", "true"]
+    described = {number: client.get_model_version("longclip", number) for number in "1234"}
+    tags = [described[number].tags for number in "1234"]
+    assert [("promotion_run_id" in tag, "refusal_run_id" in tag) for tag in tags] == [
+        (True, False),
+        (False, True),
+        (False, True),
+        (True, False),
+    ]
+    assert tags[3]["promotion_run_id"] == tracked[3].info.run_id
+    assert "Refused as `champion`: 2 of 4 gates fail." in described["3"].description
+    assert "Made `champion` in place of nothing." in described["1"].description
+
     rollback.main([])
     assert champion(uri) == "1"
     with pytest.raises(PromotionError, match="version 1 of 'longclip' replaced none"):

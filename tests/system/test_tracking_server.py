@@ -14,7 +14,9 @@ from upath import UPath
 
 from longclip.checkpoint import checkpoint_id, new_model, save_checkpoint
 from longclip.errors import CheckpointError, ConfigError, PromotionError
+from longclip.lineage import Lineage
 from pipelines import finetune, register
+from pipelines.registry.cards import add_to_card
 from pipelines.registry.runs import end_run, start_run
 from pipelines.registry.versions import alias_version, download_checkpoint, move_alias, replaced_version
 from pipelines.training.callbacks import MetricsToMlflow
@@ -83,9 +85,41 @@ def test_versions_live_in_the_database_and_their_files_in_s3(
     assert checkpoint_id(checkpoints[0]) in card
     loaded = mlflow.pyfunc.load_model("models:/longclip@champion")
     assert np.asarray(loaded.predict(["a text"])).shape == (1, 24)
-    assert str(loaded.metadata.signature.inputs.inputs[0].type) == "DataType.string"
     assert "Array(double)" in str(loaded.metadata.signature.outputs)
-    assert loaded.input_example == ["a photo of a dog that runs along a beach"]
+    assert np.asarray(loaded.predict(loaded.input_example)).shape == (2, 24)
+
+
+def test_a_training_run_on_the_server_is_the_source_and_any_other_is_not(server: MlflowServer, tmp_path: Path) -> None:
+    client = MlflowClient(server.url)
+    training, deleted = (start_run(server.url, "training", name, {}) for name in ("training", "deleted"))
+    client.log_metric(training, "loss", 0.5, step=7)
+    client.delete_run(deleted)
+    end_run(server.url, training, succeeded=True)
+    sources = {}
+    for run_id in (training, deleted, "0" * 32, "not a run"):
+        directory = tmp_path / run_id / "checkpoint"
+        # Longer than the database's column for descriptions.
+        metadata = {"step": 7, "settings": {"input": "/data/" + "x" * 6000}, **Lineage(run_id=run_id).metadata()}
+        save_checkpoint(new_model(tiny_config()), directory, metadata)
+        registered(directory, "candidate")
+        version = client.get_model_version_by_alias("longclip", "candidate")
+        assert version.tags["run_id"] == run_id
+        assert "the whole card is `artifacts/README.md`" in version.description
+        sources[run_id] = version.run_id
+        model = client.get_logged_model(version.source.removeprefix("models:/"))
+    assert sources[training] == training
+    assert client.get_run(training).info.status == "FINISHED"
+    others = [client.get_run(sources[run_id]) for run_id in sources if run_id != training]
+    assert {run.info.run_name for run in others} == {"register-longclip"}
+    assert all(run.info.status == "FINISHED" for run in others)
+    (output,) = client.get_run(training).outputs.model_outputs
+    logged = client.get_logged_model(output.model_id)
+    assert [(metric.key, metric.value, metric.step) for metric in logged.metrics] == [("loss", 0.5, 7)]
+    assert model.source_run_id == others[-1].info.run_id
+    add_to_card(server.url, "longclip", str(version.version), "Promotion", "Made `champion`.")
+    card = mlflow.artifacts.load_text(f"models:/longclip/{version.version}/artifacts/README.md")
+    assert "## Promotion\n\nMade `champion`." in card
+    assert "## Recipe" in card
 
 
 def test_concurrent_moves_of_an_alias_have_one_winner(server: MlflowServer, checkpoints: list[Path]) -> None:

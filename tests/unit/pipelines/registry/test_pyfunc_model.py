@@ -32,6 +32,7 @@ IMAGES = [picture(1), picture(2)]
 ENCODED = [base64.b64encode(image).decode() for image in IMAGES]
 URI = f"data:image/jpeg;base64,{ENCODED[0]}"
 LONG = "dog " * 300
+EMPTY: list[Any] = [[], (), {}, {"text": []}, np.array([]), pd.DataFrame({"text": []}), pd.Series([], dtype=object)]
 
 
 @pytest.fixture(scope="module")
@@ -81,18 +82,7 @@ def expected(tiny_checkpoint: Checkpoint) -> dict[str, np.ndarray]:
         (pd.DataFrame({"text": [None, TEXTS[0]], "image": [ENCODED[1], None]}), ["image1", "text0"]),
         (pd.DataFrame({"image": IMAGES}), ["image0", "image1"]),
         (pd.Series(ENCODED, name="image"), ["image0", "image1"]),
-        *(
-            (empty, [])
-            for empty in (
-                [],
-                (),
-                {},
-                {"text": []},
-                np.array([]),
-                pd.DataFrame({"text": []}),
-                pd.Series([], dtype=object),
-            )
-        ),
+        *[(empty, []) for empty in EMPTY],
     ],
 )
 def test_every_kind_of_input(model: Any, expected: dict[str, np.ndarray], given: Any, rows: list[str]) -> None:
