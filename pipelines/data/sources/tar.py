@@ -1,11 +1,15 @@
 """WebDataset tars, such as those of img2dataset: a sample is consecutive files with the same key."""
 
+import bz2
 import contextlib
+import gzip
 import itertools
+import lzma
 import posixpath
 import tarfile
+import zlib
 from collections.abc import Callable, Iterator
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
 from upath import UPath
@@ -25,6 +29,29 @@ MAX_LINKS = 8
 
 PEEKED_SAMPLES = 256
 """Samples at the start that decide whether captions are lists."""
+
+
+def _decompressed(stream: BinaryIO) -> BinaryIO:
+    """The tar of a file that may be compressed. Python's reader of streams ends at the first of several compressed
+    parts, as pbzip2 and bgzip write them, and does not compare checksums."""
+    head = stream.read(6)
+    stream.seek(0)
+    if head.startswith(b"\x1f\x8b"):
+        return cast(BinaryIO, gzip.GzipFile(fileobj=stream))
+    if head.startswith(b"BZh"):
+        return cast(BinaryIO, bz2.BZ2File(stream))
+    return cast(BinaryIO, lzma.LZMAFile(stream)) if head == b"\xfd7zXZ\0" else stream
+
+
+def _check_end(stream: BinaryIO) -> None:
+    """Read what follows the end of an archive, which is padding.
+
+    Raises:
+        tarfile.ReadError: it is not, as in several tars that were joined to one file.
+    """
+    while chunk := stream.read(MAX_TEXT_BYTES):
+        if chunk.strip(b"\0"):
+            raise tarfile.ReadError("there is more data after its end; join tars with tar --concatenate")
 
 
 class _StrictHeader(tarfile.TarInfo):
@@ -90,7 +117,8 @@ class TarSource:
         """The files of a tar; what ends it early is added to `damage`."""
         links = _Links(path)
         try:
-            with tarfile.open(fileobj=stream, mode="r|*", tarinfo=_StrictHeader) as tar:
+            plain = _decompressed(stream)
+            with tarfile.open(fileobj=plain, mode="r|", tarinfo=_StrictHeader) as tar:
                 for member in tar:
                     if not (member.isfile() or member.islnk() or member.issym()) or _is_hidden(member.name):
                         continue
@@ -100,8 +128,13 @@ class TarSource:
                         yield Member(member.name, self._content(tar, member))
                     else:
                         yield Member(member.name, links.target(member, self._content))
-        except (tarfile.TarError, EOFError, ValueError) as error:
+                _check_end(cast(BinaryIO, tar.fileobj))
+        except (tarfile.TarError, gzip.BadGzipFile, lzma.LZMAError, zlib.error, EOFError, ValueError) as error:
             damage.append(str(error))
+        except OSError as error:
+            if error.errno is not None or type(error) is not OSError:
+                raise
+            damage.append(str(error))  # bz2 raises a plain OSError for damaged data
         finally:
             links.close()
 

@@ -1,0 +1,51 @@
+"""Containers that are read to their end: compressed tars, CSV, Parquet's lists and column names, evaluation sets."""
+
+import bz2
+import gzip
+import lzma
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from upath import UPath
+
+from pipelines.common.storage import Storage
+from pipelines.data.sources.opening import open_source
+from pipelines.data.sources.settings import SourceSettings
+from pipelines.data.sources.source import SourceRow
+from tests.support.broken_rows import jpeg
+from tests.support.layouts import write_tar
+
+MEMBERS = [(f"{n}.{part}", data) for n in range(4) for part, data in (("jpg", jpeg(n)), ("txt", b"A dog."))]
+
+
+def rows_of(path: Path, scratch: Path, **settings: Any) -> list[SourceRow]:
+    scratch.mkdir(exist_ok=True)
+    source = open_source("input", str(path), SourceSettings(**settings), Storage())
+    return [row for piece in source.pieces(UPath(scratch)) for row in source.read(piece)]
+
+
+@pytest.mark.parametrize(("suffix", "compress"), [("gz", gzip.compress), ("bz2", bz2.compress), ("xz", lzma.compress)])
+def test_tars_compressed_in_parts_are_read_to_their_end(
+    tmp_path: Path, suffix: str, compress: Callable[[bytes], bytes]
+) -> None:
+    plain = write_tar(tmp_path / "plain.tar", MEMBERS).read_bytes()
+    parts = [compress(plain[start : start + 3000]) for start in range(0, len(plain), 3000)]
+    path = tmp_path / f"x.tar.{suffix}"
+    path.write_bytes(b"".join(parts))
+    rows = rows_of(path, tmp_path / "scratch")
+    assert [(row.image, row.problem) for row in rows] == [(jpeg(n), None) for n in range(4)]
+    path.write_bytes(b"".join(parts)[:-200])
+    assert "tar is truncated or damaged" in str(rows_of(path, tmp_path / "cut")[-1].problem)
+
+
+def test_tar_with_a_wrong_checksum_or_another_tar_behind_it_is_reported(tmp_path: Path) -> None:
+    plain = write_tar(tmp_path / "x.tar", MEMBERS).read_bytes()
+    packed = bytearray(gzip.compress(plain))
+    packed[-6] ^= 255
+    for content, problem in ((packed, "CRC check failed"), (plain + plain, "join tars with tar --concatenate")):
+        (tmp_path / "x.tar").write_bytes(content)
+        rows = rows_of(tmp_path / "x.tar", tmp_path / "scratch")
+        assert [row.problem is None for row in rows] == [True] * 4 + [False]
+        assert problem in str(rows[-1].problem)
