@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 from upath import UPath
 
+from longclip.errors import DataError
 from pipelines.common.storage import Storage
 from pipelines.data.sources.opening import open_source
 from pipelines.data.sources.settings import SourceSettings
 from pipelines.data.sources.source import SourceRow
 from tests.support.broken_rows import jpeg
-from tests.support.layouts import write_tar
+from tests.support.layouts import write_images, write_tar
 
 MEMBERS = [(f"{n}.{part}", data) for n in range(4) for part, data in (("jpg", jpeg(n)), ("txt", b"A dog."))]
 
@@ -49,3 +50,26 @@ def test_tar_with_a_wrong_checksum_or_another_tar_behind_it_is_reported(tmp_path
         rows = rows_of(tmp_path / "x.tar", tmp_path / "scratch")
         assert [row.problem is None for row in rows] == [True] * 4 + [False]
         assert problem in str(rows[-1].problem)
+
+
+def test_misquoted_csv_rows_are_rejected_alone(tmp_path: Path) -> None:
+    write_images(tmp_path / "set")
+    lines = [
+        "file_name,text",
+        'x.jpg,"never closed',
+        'y.jpg,"A "big" dog."',
+        '"a.jpg","two\r',
+        'lines"',
+        'b.jpg,5" long',
+    ]
+    (tmp_path / "set" / "metadata.csv").write_text("\n".join([*lines, f'c.jpg,"{"x " * 99999}"', ""]))
+    rows = rows_of(tmp_path / "set", tmp_path / "scratch")
+    assert [(row.id, row.captions) for row in rows[2:]] == [
+        ("a.jpg", ["two\r\nlines"]),
+        ("b.jpg", ['5" long']),
+        ("c.jpg", ["x " * 99999]),
+    ]
+    assert ["line 2 is not valid CSV" in str(rows[0].problem), "line 3 is" in str(rows[1].problem)] == [True] * 2
+    (tmp_path / "set" / "metadata.csv").write_text('"file_name')
+    with pytest.raises(DataError, match="is not valid CSV: unexpected end of data in line 1"):
+        rows_of(tmp_path / "set", tmp_path / "scratch")
