@@ -142,7 +142,9 @@ def is_list(schema: pa.Schema, column: str) -> bool:
 
 def is_list_type(kind: pa.DataType) -> bool:
     """Whether a type is one of Arrow's list types."""
-    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    views = (pa.types.is_list_view, pa.types.is_large_list_view)
+    return any(is_kind(kind) for is_kind in (*lists, *views))
 
 
 def row_spans(row_groups: Sequence[int], rows: int) -> list[tuple[int, int]]:

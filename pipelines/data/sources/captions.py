@@ -1,6 +1,7 @@
 """Captions as sources store them: texts, lists of texts, structs with a text, and conversations with a model."""
 
 import json
+from itertools import zip_longest
 from typing import Any
 
 from longclip.errors import DataError
@@ -31,7 +32,10 @@ def caption_texts(cell: Any, encoding: str = DEFAULT) -> tuple[list[str], str | 
     for value in cell if isinstance(cell, list) else [cell]:
         text = value
         if isinstance(text, dict):
-            text = text.get(first_known(None, TEXT_NAMES, text) or "")
+            present = {name: field for name, field in text.items() if field is not None}
+            text = present.get(first_known(None, TEXT_NAMES, present) or "")
+            if text is None and first_known(None, TEXT_NAMES, value):
+                continue  # its text is null
         if isinstance(text, bytes):
             try:
                 text = decode_text(text, encoding)
@@ -88,7 +92,8 @@ def _conversation(cell: Any) -> Any:
             return cell
         return turns if _is_conversation(turns) else cell
     if isinstance(cell, dict) and cell and all(isinstance(value, list) for value in cell.values()):
-        return [dict(zip(cell, turn, strict=False)) for turn in zip(*cell.values(), strict=False)]
+        # Lists next to the texts, such as COCO's numbers of sentences, may be shorter.
+        return [dict(zip(cell, turn, strict=True)) for turn in zip_longest(*cell.values())]
     return cell
 
 

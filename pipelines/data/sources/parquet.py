@@ -81,6 +81,10 @@ class ParquetSource:
             captions, caption_problem = (
                 ([str(label)], None) if label is not None else caption_texts(cell, self.settings.encoding)
             )
+            if len(captions) > 1 and not self.lists:
+                caption_problem = caption_problem or (
+                    f"row has {len(captions)} captions, but column '{self.caption}' is not of lists"
+                )
             if not self.captions_required and only_lacks_caption(caption_problem):
                 caption_problem = None
             image, image_problem = self._image(*images[number], fetched.get(number))

@@ -7,11 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from upath import UPath
 
 from longclip.errors import DataError
 from pipelines.common.storage import Storage
+from pipelines.data.sources.captions import caption_texts
 from pipelines.data.sources.opening import open_source
 from pipelines.data.sources.settings import SourceSettings
 from pipelines.data.sources.source import SourceRow
@@ -73,3 +76,25 @@ def test_misquoted_csv_rows_are_rejected_alone(tmp_path: Path) -> None:
     (tmp_path / "set" / "metadata.csv").write_text('"file_name')
     with pytest.raises(DataError, match="is not valid CSV: unexpected end of data in line 1"):
         rows_of(tmp_path / "set", tmp_path / "scratch")
+
+
+def test_all_captions_of_odd_parquet_lists_are_read(tmp_path: Path) -> None:
+    views = pa.array([["A.", "B."]], pa.list_view(pa.string()))
+    structs = pa.array([{"sentids": [7], "raw": ["A.", "B."]}])
+    for number, captions in enumerate((views, structs)):
+        path = tmp_path / f"{number}.parquet"
+        pq.write_table(pa.table({"image": [jpeg(1)], "caption": captions}), path)
+        (row,) = rows_of(path, tmp_path / "scratch")
+        assert (row.captions, row.problem) == (["A.", "B."], None)
+
+
+@pytest.mark.parametrize(
+    ("cell", "texts"),
+    [
+        ({"long_caption": None, "caption": "A."}, ["A."]),
+        ([{"raw": None}, {"raw": "A."}], ["A."]),
+        ({"raw": ["A."], "sentids": [1, 2]}, ["A."]),
+    ],
+)
+def test_null_fields_of_structs_are_absent(cell: Any, texts: list[str]) -> None:
+    assert caption_texts(cell) == (texts, None)
