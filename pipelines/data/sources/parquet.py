@@ -146,6 +146,8 @@ def parquet_source(
     key = first_known(settings.id, ID_NAMES, present)
     if settings.id and key is None:
         raise DataError(f"{field_name}='{data.root}': column '{settings.id}' is missing; it has {', '.join(present)}")
+    for column in filter(None, (*roles.values(), key, *settings.keep)):
+        _check_unique(field_name, data, column)
     for column in filter(None, (*roles.values(), key)):
         _check_types(field_name, data, column, like)
     for column in settings.keep:
@@ -178,6 +180,16 @@ def _check_types(
             raise DataError(
                 f"{field_name}='{data.root}': column '{column}' is {kind or 'missing'} in {file.path.name}, and"
                 f" {expected or 'missing'} in {first}; give files with the same schema"
+            )
+
+
+def _check_unique(field_name: str, data: ParquetSet, column: str) -> None:
+    for file in data.files:
+        count = file.schema.names.count(column)
+        if count > 1:
+            raise DataError(
+                f"{field_name}='{data.root}': {file.path.name} has {count} columns that are called '{column}'; rename"
+                " all but one"
             )
 
 

@@ -98,3 +98,12 @@ def test_all_captions_of_odd_parquet_lists_are_read(tmp_path: Path) -> None:
 )
 def test_null_fields_of_structs_are_absent(cell: Any, texts: list[str]) -> None:
     assert caption_texts(cell) == (texts, None)
+
+
+def test_columns_with_the_same_name_are_an_error_only_if_they_are_read(tmp_path: Path) -> None:
+    path, columns = tmp_path / "x.parquet", [pa.array([jpeg(1)]), pa.array(["A."]), pa.array(["B."])]
+    pq.write_table(pa.Table.from_arrays(columns, names=["image", "caption", "caption"]), path)
+    with pytest.raises(DataError, match=r"x.parquet has 2 columns that are called 'caption'; rename all but one"):
+        rows_of(path, tmp_path / "scratch")
+    pq.write_table(pa.Table.from_arrays([*columns, columns[2]], names=["image", "caption", "x", "x"]), path)
+    assert rows_of(path, tmp_path / "scratch")[0].captions == ["A."]
