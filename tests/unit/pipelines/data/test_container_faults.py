@@ -107,3 +107,9 @@ def test_columns_with_the_same_name_are_an_error_only_if_they_are_read(tmp_path:
         rows_of(path, tmp_path / "scratch")
     pq.write_table(pa.Table.from_arrays([*columns, columns[2]], names=["image", "caption", "x", "x"]), path)
     assert rows_of(path, tmp_path / "scratch")[0].captions == ["A."]
+
+
+def test_sets_without_entries_are_named(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text("[]")
+    with pytest.raises(DataError, match=r"input='.*x.json' has no entries"):
+        rows_of(tmp_path / "x.json", tmp_path / "scratch")
