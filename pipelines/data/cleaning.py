@@ -20,15 +20,12 @@ from pipelines.common.parquet_set import RowGroups, parquet_writer
 from pipelines.common.rejected_rows import Rejected, write_rejected
 from pipelines.common.whole_files import whole_file
 from pipelines.data.decontamination import ImageHashes
-from pipelines.data.settings import CleanSettings
+from pipelines.data.settings import KEY, CleanSettings
 from pipelines.data.sources.source import Piece, Source, SourceRow, read_piece
 from pipelines.data.sources.text_decoding import is_unicode
 from pipelines.data.usable_images import usable_image
 
 SPLITS = ("train", "val")
-KEY = "_key"
-"""Column of the staged rows that duplicates share."""
-
 BATCH_ROWS = 32
 JPEG_QUALITY = 95
 

@@ -16,7 +16,8 @@ from pipelines.common.parquet_set import parquet_writer
 from pipelines.common.rejected_rows import Rejected
 from pipelines.common.storage import arrow_filesystem
 from pipelines.common.whole_files import make_directory, whole_file
-from pipelines.data.cleaning import KEY, SPLITS, staged_path
+from pipelines.data.cleaning import SPLITS, staged_path
+from pipelines.data.settings import KEY
 
 READERS = 16
 MIN_FILES, MIN_ROWS_PER_FILE = 16, 512

@@ -13,13 +13,13 @@ from pipelines.common.cluster import connect
 from pipelines.common.progress import Progress
 from pipelines.common.rejected_rows import RejectedLimit
 from pipelines.common.storage import explained, open_path, output_path
-from pipelines.data.cleaning import KEY, CleanPiece, staged_schema
+from pipelines.data.cleaning import CleanPiece, staged_schema
 from pipelines.data.decontamination import hash_images, set_field
 from pipelines.data.deduplication import Arrangement, WriteFile, arrange
 from pipelines.data.histograms import LengthHistogram
 from pipelines.data.publishing import Finished, add_counts, finish
 from pipelines.data.report import Sample
-from pipelines.data.settings import NOT_IN_IDENTITY, PrepareSettings
+from pipelines.data.settings import KEY, NOT_IN_IDENTITY, PrepareSettings
 from pipelines.data.sources.opening import open_source
 from pipelines.data.sources.source import Source, planned_pieces
 from pipelines.data.work_units import run_units

@@ -2,13 +2,19 @@
 
 import re
 from pathlib import PurePosixPath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, PositiveInt
+from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 
 from pipelines.common.settings import Settings
 from pipelines.common.storage import Storage
 from pipelines.data.sources.settings import SourceSettings
+
+COLUMNS = ("id", "image", "caption", "width", "height", "sha256", "phash", "caption_tokens")
+"""Columns of the output, without those of source.keep."""
+
+KEY = "_key"
+"""Column of the staged rows that duplicates share."""
 
 
 class ImageLimits(Settings):
@@ -91,6 +97,13 @@ class PrepareSettings(CleanSettings):
     overwrite: bool = False
     """Replace an existing output, or unfinished work, that was made with other settings or data."""
     storage: Storage = Storage()
+
+    @model_validator(mode="after")
+    def _kept_columns_are_others(self) -> Self:
+        for name in self.source.keep:
+            if name in (*COLUMNS, KEY):
+                raise ValueError(f"source.keep='{name}' is a column of the output ({', '.join(COLUMNS)}); remove it")
+        return self
 
 
 NOT_IN_IDENTITY: dict[str, Any] = {

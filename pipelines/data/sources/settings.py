@@ -50,6 +50,10 @@ CAPTION_NAMES = (
 """Long texts come first: recaptioned data sets keep the old, short caption in another column."""
 
 
+def _without_repetitions(names: list[str]) -> list[str]:
+    return list(dict.fromkeys(names))
+
+
 def _known_encoding(name: str) -> str:
     try:
         "".encode(name)  # fails for codecs that are not of texts, too
@@ -90,7 +94,7 @@ class SourceSettings(Settings):
     """Read only entries of this `split`; for JSON layouts that have one, such as DOCCI and Karpathy's."""
     first_rows: PositiveInt | None = None
     """Read only this number of entries; for layouts with one file per image."""
-    keep: list[str] = Field(default=[])
+    keep: Annotated[list[str], AfterValidator(_without_repetitions)] = Field(default=[])
     """Additional Parquet columns to copy to the output."""
     uri_schemes: list[str] = Field(default=["s3", "gs", "az", "abfs"])
     """Allowed schemes of image URIs. Download images on the web first, with img2dataset."""

@@ -13,13 +13,15 @@ import pytest
 from upath import UPath
 
 from longclip.errors import DataError
+from pipelines import prepare
 from pipelines.common.storage import Storage
 from pipelines.data.sources.captions import caption_texts
 from pipelines.data.sources.opening import open_source
 from pipelines.data.sources.settings import SourceSettings
 from pipelines.data.sources.source import SourceRow
 from tests.support.broken_rows import jpeg
-from tests.support.layouts import write_images, write_tar
+from tests.support.in_process import output_rows, run_job, without_ray
+from tests.support.layouts import parquet_bytes, write_images, write_tar
 
 MEMBERS = [(f"{n}.{part}", data) for n in range(4) for part, data in (("jpg", jpeg(n)), ("txt", b"A dog."))]
 
@@ -111,5 +113,16 @@ def test_columns_with_the_same_name_are_an_error_only_if_they_are_read(tmp_path:
 
 def test_sets_without_entries_are_named(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text("[]")
-    with pytest.raises(DataError, match=r"input='.*x.json' has no entries"):
+    with pytest.raises(DataError, match=r"input='.*x.json' has no entry that"):
         rows_of(tmp_path / "x.json", tmp_path / "scratch")
+
+
+def test_kept_columns_do_not_collide_with_those_of_the_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    without_ray(monkeypatch)
+    settings = f"input={parquet_bytes(tmp_path)}", f"output={tmp_path}/out"
+    assert run_job(prepare.main, *settings, "source.keep=[width]") == 2
+    assert "source.keep='width' is a column of the output" in capsys.readouterr().err
+    assert run_job(prepare.main, *settings, "source.keep=[key,key]") == 0
+    assert [row["key"] for row in output_rows(tmp_path / "out")] == ["a", "b", "c"]
