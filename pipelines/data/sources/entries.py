@@ -50,15 +50,18 @@ def object_entry(number: int, item: Any, settings: SourceSettings, problem: str 
 
 
 def storable(entry: Entry) -> Entry:
-    """The entry as it can be written to Parquet: one with unusable texts gets a problem instead."""
-    problem = entry.problem or (unusable_reference(entry.image) if entry.image is not None else None)
+    """The entry as it can be written to Parquet: one with unusable texts gets a problem instead. It keeps an image that
+    can be read, which is all that matters in an evaluation set."""
+    unusable = unusable_reference(entry.image) if entry.image is not None else None
+    problem = entry.problem or unusable
     for name, text in [("id", entry.id), *(("caption", caption) for caption in entry.captions)]:
         if not problem and not is_unicode(text):
             problem = f"{name} '{printable(text, MAX_SHOWN)}' is not valid Unicode: it has half of a surrogate pair"
     if not problem:
         return entry
     captions = [printable(caption) for caption in entry.captions]
-    return replace(entry, id=printable(entry.id, MAX_SHOWN), image=None, captions=captions, problem=printable(problem))
+    image = None if unusable else entry.image
+    return replace(entry, id=printable(entry.id, MAX_SHOWN), image=image, captions=captions, problem=printable(problem))
 
 
 def _image(item: dict[str, Any], settings: SourceSettings) -> tuple[str | None, str | None]:

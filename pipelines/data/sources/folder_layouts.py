@@ -83,7 +83,7 @@ def imagefolder(path: UPath, images: UPath, settings: SourceSettings) -> Iterato
                 unlisted.discard(image)
                 yield replace(entry, id=image if settings.id is None else entry.id, image=image)
     for image in sorted(unlisted):
-        yield Entry(image, problem="image is not listed in a metadata file")
+        yield Entry(image, image, problem="image is not listed in a metadata file")
 
 
 def _pairs(images: UPath, texts: UPath, settings: SourceSettings) -> Iterator[Entry]:

@@ -108,10 +108,10 @@ def _row(name: str, members: list[Member], settings: SourceSettings) -> SourceRo
     row = SourceRow(printable(name.strip("/")))
     try:
         image = _image(members, settings)
+        row.image = _content(image)
         metadata = _nearest(members, (".json",), image.stem, "source.caption")
         row.id = _id(row.id, metadata, settings)
         row.captions, row.problem = _captions(members, image, metadata, settings)
-        row.image = _content(image)
     except DataError as error:
         row.problem = printable(str(error))
     return row

@@ -2,6 +2,7 @@
 
 import bz2
 import gzip
+import json
 import lzma
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +22,7 @@ from pipelines.data.sources.settings import SourceSettings
 from pipelines.data.sources.source import SourceRow
 from tests.support.broken_rows import jpeg
 from tests.support.in_process import output_rows, run_job, without_ray
-from tests.support.layouts import parquet_bytes, write_images, write_tar
+from tests.support.layouts import image_folder, parquet_bytes, write_images, write_lines, write_tar
 
 MEMBERS = [(f"{n}.{part}", data) for n in range(4) for part, data in (("jpg", jpeg(n)), ("txt", b"A dog."))]
 
@@ -126,3 +127,20 @@ def test_kept_columns_do_not_collide_with_those_of_the_output(
     assert "source.keep='width' is a column of the output" in capsys.readouterr().err
     assert run_job(prepare.main, *settings, "source.keep=[key,key]") == 0
     assert [row["key"] for row in output_rows(tmp_path / "out")] == ["a", "b", "c"]
+
+
+def test_captions_of_evaluation_sets_do_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_ray(monkeypatch)
+    image_folder(tmp_path / "in")
+    write_images(tmp_path / "latin")
+    (tmp_path / "latin" / "a.txt").write_bytes(b"caf\xe9")
+    write_images(tmp_path / "half")
+    write_lines(tmp_path / "half" / "x.jsonl", [{"image": f"{stem}.jpg", "caption": "half \ud83d"} for stem in "ab"])
+    write_images(tmp_path / "listed")
+    (tmp_path / "listed" / "metadata.jsonl").write_text(json.dumps({"file_name": "a.jpg", "text": 7}))
+    write_tar(tmp_path / "large.tar", [("a.jpg", jpeg(1)), ("a.txt", b"x" * 2_000_000)])
+    for name, left in (("latin", 0), ("half/x.jsonl", 1), ("listed", 0), ("large.tar", 2)):
+        output = tmp_path / "out" / name.replace("/", "-")
+        settings = f"input={tmp_path}/in", f"output={output}", f"exclude_overlap_with={tmp_path}/{name}"
+        assert run_job(prepare.main, *settings, "max_rejected_fraction=1") == (0 if left else 3)
+        assert not left or len(output_rows(output)) == left
