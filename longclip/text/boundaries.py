@@ -15,7 +15,7 @@ _QUOTATION = re.compile(
     r"""|“[^“”\n]{0,300}”|«[^«»\n]{0,300}»|「[^「」\n]{0,300}」|『[^『』\n]{0,300}』"""
     r"""|\([^()\n]{0,300}\)|\[[^\[\]\n]{0,300}\]|（[^（）\n]{0,300}）"""
 )
-_END = re.compile(r"[.!?…؟۔]+|[。！？｡।॥።။។]+|[^\S\n]*\n\s*")
+_END = re.compile(r"[.!?…؟۔]+|[。！？｡।॥።။។]+|(?<![^\S\n])[^\S\n]*\n\s*")
 _ENDED = re.compile(r"[.!?…؟۔。！？।॥:;：；][\"'”’)\]»」』）]*$")
 _WIDE = "。！？｡"
 """Chinese and Japanese full stops: no space follows them."""
@@ -23,7 +23,7 @@ _CLOSING = "\"'”’)]»」』）"
 _OPENING = "\"'“‘([«「『（¿¡"
 _BULLET = re.compile(r"(?:[-*+•–—·]|\(?(?:\d{1,3}|[a-zA-Z])[.)])\s+\S")
 _ITEM = re.compile(
-    r"(?:(?P<first>^|[\n.!?:;,]\s*)|\s)(?P<mark>\(?(?:(?P<number>\d{1,2})[.)]|(?P<letter>[a-z])\)))\s+[^\W\d]"
+    r"(?:(?P<first>^|[\n.!?:;,]\s{0,60})|\s)(?P<mark>\(?(?:(?P<number>\d{1,2})[.)]|(?P<letter>[a-z])\)))\s+[^\W\d]"
 )
 _ITEM_MARK = re.compile(r"\d{1,3}|[IVX]+|[a-zA-Z]")
 _NEXT_WORD = re.compile(r"[^\W_]+(?:['’]s)?(?![.\w])")

@@ -1,6 +1,7 @@
 """Sentences and words of captions."""
 
 import json
+import time
 from itertools import accumulate
 from pathlib import Path
 
@@ -141,3 +142,11 @@ def test_content_words_leave_function_words_out() -> None:
         "metres",
         "away",
     ]
+
+
+@pytest.mark.parametrize("space", ["\n", " \n", "\t ", "a\n", ". "])
+def test_time_is_linear_in_white_space(space: str) -> None:
+    text = f"A cat.{space * 20_000}1. A dog."
+    start = time.monotonic()
+    assert "".join(split_sentences(text)) == text
+    assert time.monotonic() - start < 5
