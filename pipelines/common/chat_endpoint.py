@@ -178,7 +178,7 @@ def completion_of(body: bytes) -> Completion:
     try:
         reply = json.loads(body)
         choice = reply["choices"][0]
-        text = choice["message"]["content"]
+        text = _joined(choice["message"]["content"])
     except (ValueError, LookupError, TypeError, RecursionError):
         text = body
     if not isinstance(text, str | None):
@@ -194,6 +194,13 @@ def completion_of(body: bytes) -> Completion:
         prompt_tokens=prompt_tokens if isinstance(prompt_tokens, int) else None,
         completion_tokens=completion_tokens if isinstance(completion_tokens, int) else None,
     )
+
+
+def _joined(content: Any) -> Any:
+    """A message; the texts of one in parts, which some servers send for models that think."""
+    if not isinstance(content, list):
+        return content
+    return "".join(part["text"] for part in content if part["type"] == "text")
 
 
 def _excerpt(body: bytes) -> str:

@@ -114,6 +114,8 @@ def test_completion_has_the_reason_of_its_end_and_its_tokens() -> None:
     assert completion({"content": "A dog."}, finish_reason="stop", usage=usage) == Completion("A dog.", "stop", 7, 3)
     assert completion({"content": "A dog."}, usage={"prompt_tokens": "7"}) == Completion("A dog.")
     assert completion({"content": "A dog."}, usage=None) == Completion("A dog.")
+    parts = [{"type": "thinking", "thinking": []}, {"type": "text", "text": "A "}, {"type": "text", "text": "dog."}]
+    assert completion({"content": parts}) == Completion("A dog.")
     assert completion({"content": None, "refusal": "No."}, finish_reason="stop") == Completion("No.", "refusal")
     for body in (b"", b"{", b"[1]", b"\xff", b'{"choices": [{"message": "x"}]}', b"[" * 100_000):
         with pytest.raises(ReplyError, match="not a chat completion"):
