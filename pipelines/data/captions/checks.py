@@ -18,7 +18,12 @@ Problem = Literal[
 REFUSED = ("refusal", "content_filter")
 """Reasons to stop with which a server says that the model refused."""
 
-_THOUGHTS = re.compile(r"<(think|thinking|reasoning)>.*?(</\1>|\Z)", re.DOTALL | re.IGNORECASE)
+_THOUGHTS = re.compile(
+    r"<(think|thinking|thought|reasoning|seed:think)>.*?(</\1>|\Z)|\[THINK\].*?(\[/THINK\]|\Z)|◁think▷.*?(◁/think▷|\Z)",
+    re.DOTALL | re.IGNORECASE,
+)
+_END_OF_THOUGHTS = re.compile(r"</(?:think|thinking|thought|reasoning|seed:think)>|\[/THINK\]|◁/think▷", re.IGNORECASE)
+_ANSWER = re.compile(r"^<(answer|caption|description)>(.*)</\1>$", re.DOTALL | re.IGNORECASE)
 _FENCE = re.compile(r"^```\w*\n(.*?)\n?```$", re.DOTALL)
 _SPECIAL = re.compile(r"<\|[^|<>\n]{1,40}\|>|</?s>|<(?:image|eos|bos|pad|unk|end_of_turn|start_of_turn)>|\[/?INST\]")
 _SENTENCE_OF_ASSENT = r"(?:(?:sure|certainly|of course|absolutely|okay|ok|great)(?: thing)?[!,.]\s*)?"
@@ -35,14 +40,14 @@ _LABEL = re.compile(
     re.IGNORECASE,
 )
 _OFFER = re.compile(
-    r"\s+(?:let me know if|please let me know|feel free to|i hope (?:this|that)|would you like|do you want me|"
+    r"(?<!\s)\s+(?:let me know if|please let me know|feel free to|i hope (?:this|that)|would you like|do you want me|"
     r"if you (?:need|want|would like|have any)|is there anything)\b[^.!?]*[.!?]*$",
     re.IGNORECASE,
 )
 _EMPHASIS = re.compile(r"(\*\*|__|\*|`)(?=\S)([^*_`\n]+?)(?<=\S)\1")
 _BULLET = re.compile(r"^\s*(?:[-*+•◦▪‣–—]|\(?\d{1,2}[.)]|\(?[a-z][)])\s+\S", re.MULTILINE)
 _HEADING = re.compile(r"^\s*(?:#{1,6}\s+\S.*|[*_]{2}[^*_\n]+[*_]{2}:?|[A-Z][^.!?\n]{0,60}:)\s*$", re.MULTILINE)
-_INLINE_LIST = re.compile(r"(?:^|\s)\(?1[.)]\s.+\s\(?2[.)]\s.+\s\(?3[.)]\s", re.DOTALL)
+_INLINE_MARKS = [re.compile(rf"(?:^|\s)\(?{number}[.)]\s+") for number in (1, 2, 3)]
 _TABLE = re.compile(r"^\s*\|.*\|\s*$", re.MULTILINE)
 _TAG = re.compile(r"</?[a-z][a-z0-9]*(?:\s[^<>\n]*)?/?>", re.IGNORECASE)
 _LINK = re.compile(r"!?\[[^\]\n]*\]\([^)\n]+\)|https?://\S+")
@@ -66,6 +71,9 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffd\
 _ENDED = re.compile("[.!?\u2026\u3002\uff01\uff1f][\"'\u201d\u2019\u00bb)\\]]*$")
 _PHRASE_LOOP = re.compile(r"\b(\w+(?:\W+\w+){0,11})(?:\W+\1\b){3,}", re.IGNORECASE)
 _CHARACTER_LOOP = re.compile(r"(\S{1,12}?)\1{15,}")
+MAX_CHARACTERS = 8000
+"""Of a reply without its thoughts: several times a long caption. The rest counts as cut off."""
+
 LOOP_WORDS, MAX_LOOPED = 4, 0.25
 MIN_SENTENCE_WORDS = 4
 
@@ -93,6 +101,9 @@ def judge(text: str, finish_reason: str | None, checks: Checks, last: bool) -> V
         last: whether the model will not be asked again: then a caption that is too long is cut.
     """
     unclean = _CONTROL.search(text)
+    text = _answer(text)
+    if len(text) > MAX_CHARACTERS:
+        text, finish_reason = text[:MAX_CHARACTERS], finish_reason if finish_reason in REFUSED else "length"
     caption = clean_caption(text)
     problem = "not_text" if unclean else _problem(text, caption, finish_reason, checks)
     tokens = _tokens(caption) if problem is None else 0
@@ -113,9 +124,7 @@ def judge(text: str, finish_reason: str | None, checks: Checks, last: bool) -> V
 def clean_caption(text: str) -> str:
     """A reply as one paragraph, without thoughts, special tokens, an introduction, a label, quotes, emphasis and an
     offer of further help."""
-    caption = _SPECIAL.sub(" ", _THOUGHTS.sub(" ", text)).strip()
-    if fenced := _FENCE.match(caption):
-        caption = fenced[1].strip()
+    caption = _answer(text)
     while True:
         bare = _EMPHASIS.sub(r"\2", caption)
         for part in (_INTRODUCTION, _ASSENT, _LABEL):
@@ -128,6 +137,18 @@ def clean_caption(text: str) -> str:
         if bare == caption:
             return " ".join(caption.split())
         caption = bare
+
+
+def _answer(text: str) -> str:
+    """A reply without thoughts, special tokens, and the tags or fence around it."""
+    text = _THOUGHTS.sub(" ", text)
+    # Where the prompt of the server opens the thoughts, the reply only has their end.
+    text = text[max((end.end() for end in _END_OF_THOUGHTS.finditer(text)), default=0) :]
+    text = _SPECIAL.sub(" ", text).strip()
+    for around, group in ((_ANSWER, 2), (_FENCE, 1)):
+        if match := around.match(text):
+            text = match[group].strip()
+    return text
 
 
 def cut_at_sentence(caption: str, max_tokens: int, ended: bool) -> tuple[str, int]:
@@ -162,9 +183,7 @@ def is_refusal(caption: str) -> bool:
 
 def has_markup(text: str) -> bool:
     """Whether a reply has a list, headings, a table, HTML, a link, or is JSON."""
-    text = _SPECIAL.sub(" ", _THOUGHTS.sub(" ", text)).strip()
-    if fenced := _FENCE.match(text):
-        text = fenced[1].strip()
+    text = _answer(text)
     if text.startswith(("{", "[")):
         try:
             json.loads(text)
@@ -173,8 +192,19 @@ def has_markup(text: str) -> bool:
             pass
     body = _INTRODUCTION.sub("", text, count=1)
     headings = [line for line in _HEADING.findall(body) if not _INTRODUCTION.match(f"{line.strip()} ")]
-    markup = (_TABLE.search(body), _TAG.search(body), _LINK.search(body), _INLINE_LIST.search(body))
+    markup = (_TABLE.search(body), _TAG.search(body), _LINK.search(body), _has_inline_list(body))
     return len(_BULLET.findall(body)) > 1 or bool(headings) or any(markup)
+
+
+def _has_inline_list(text: str) -> bool:
+    """Whether a text has "1. ... 2. ... 3. ..."."""
+    place = 0
+    for mark in _INLINE_MARKS:
+        match = mark.search(text, place)
+        if match is None:
+            return False
+        place = match.end()
+    return True
 
 
 def repeats_itself(caption: str) -> bool:

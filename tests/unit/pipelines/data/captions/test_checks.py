@@ -1,6 +1,7 @@
 """Which replies of a model become captions, and what the model is told about the others."""
 
 import json
+import time
 
 import pytest
 
@@ -172,3 +173,29 @@ def test_the_steps_of_a_row_depend_on_its_replies_alone() -> None:
 def test_clean_caption_keeps_quotations() -> None:
     text = '"Stop" is written on one sign, and on the other one "Go"'
     assert clean_caption(text) == text
+
+
+@pytest.mark.parametrize(
+    "thoughts",
+    [
+        "what they want\n</think>\n\n",
+        "◁think▷a dog◁/think▷",
+        "[THINK]a[/THINK]",
+        "<thought>a\nb</thought>",
+        "<think>a</think>",
+    ],
+)
+def test_thoughts_and_the_tags_of_an_answer_are_no_markup(thoughts: str) -> None:
+    caption = (
+        "A dog runs over the grass in front of a fence, and a man with a hat looks at it from the door of a house."
+    )
+    for reply in (thoughts + caption, f"{thoughts}<answer>{caption}</answer>"):
+        verdict = judge(reply, "stop", Checks(min_tokens=10), last=False)
+        assert (verdict.caption, verdict.problem) == (caption, None)
+
+
+@pytest.mark.parametrize("loop", ["a" + " " * 300_000, "1. a 2. b " * 30_000, "\n" * 300_000, " 1. 2. " * 9_000])
+def test_replies_without_an_end_are_judged_at_once(loop: str) -> None:
+    start = time.monotonic()
+    assert judge(loop, "stop", Checks(), last=True).problem is not None
+    assert time.monotonic() - start < 5
