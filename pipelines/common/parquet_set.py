@@ -128,6 +128,12 @@ def open_parquet(
                 f"{field}='{value}': column '{missing[0]}' is missing in {file.path.name}; it has"
                 f" {', '.join(file.schema.names)}; name yours with --set columns.<role>=<name>"
             )
+        repeated = [column for column in columns if file.schema.names.count(column) > 1]
+        if repeated:
+            raise DataError(
+                f"{field}='{value}': {file.path.name} has several columns that are called '{repeated[0]}'; rename all"
+                " but one"
+            )
     # Empty files, such as shards of which every download failed, often have columns without a type.
     data = ParquetSet(root, tuple(file for file in files if file.rows), others)
     if not data.files:

@@ -112,7 +112,9 @@ class AddSummaries:
             captions.append(caption)
             keys.append(key)
             with_text.append(row)
-        rows = pa.Table.from_batches([batch]).take(pa.array(with_text, pa.int64()))
+        rows = pa.Table.from_batches([batch])
+        if len(with_text) < batch.num_rows:  # Arrow cannot `take` the rows of every type, such as views
+            rows = pa.concat_tables([rows.slice(0, 0), *(rows.slice(row, 1) for row in with_text)])
         counts.add_tokens("caption", captions)
         summaries, sources = [], []
         for strategy in self.settings.strategies:

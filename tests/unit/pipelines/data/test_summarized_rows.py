@@ -65,3 +65,21 @@ def test_rows_of_a_damaged_row_group_are_rejected(monkeypatch: pytest.MonkeyPatc
     assert [row["id"] for row in output_rows(tmp_path / "out")] == [f"{n}" for n in [*range(10), *range(20, 30)]]
     assert len(quarantined(tmp_path / "out")) == 10
     assert manifest(tmp_path / "out")["counts"]["rows_in"] == 30
+
+
+def test_rows_of_views_are_left_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    captions = pa.array(["A cat sits. It is red.", None, "A dog runs. It is brown."], pa.string_view())
+    pq.write_table(
+        pa.table({"caption": captions, "image": pa.array([b"x"] * 3, pa.binary_view())}), tmp_path / "x.parquet"
+    )
+    assert run(monkeypatch, tmp_path / "x.parquet") == 0
+    assert [row["caption"] for row in output_rows(tmp_path / "out")] == [captions[0].as_py(), captions[2].as_py()]
+
+
+def test_two_columns_of_captions_are_an_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    columns = [pa.array(["A cat."]), pa.array(["A dog."])]
+    pq.write_table(pa.Table.from_arrays(columns, names=["caption", "caption"]), tmp_path / "x.parquet")
+    assert run(monkeypatch, tmp_path / "x.parquet") == 3
+    assert "x.parquet has several columns that are called 'caption'" in capsys.readouterr().err
