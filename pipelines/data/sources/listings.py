@@ -50,7 +50,9 @@ class ListingSource:
         if settings.split is not None and not first:
             raise DataError(f"{field}='{path}' has no entry with source.split='{settings.split}'; check the name")
         if not first:
-            raise DataError(f"{field}='{path}' has no entry that {kind} could read; check that the path is right, and give at least one image")
+            raise DataError(
+                f"{field}='{path}' has no entry that {kind} could read; check the path, and give at least one image"
+            )
         self.lists = any(len(entry.captions) > 1 for entry in first)
         self.table: ParquetSource | None = None
 
