@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from mlflow.exceptions import MlflowException
 
-from longclip.checkpoint import load_checkpoint
+from longclip.checkpoint import load_checkpoint, verify_checkpoint
 from longclip.constants import MAX_IMAGE_BYTES, MAX_TEXT_CHARS
 from longclip.encode import encode_image, encode_text, unit
 from longclip.errors import ImageError
@@ -33,7 +33,8 @@ class Embedder:
     """Embeds texts and images."""
 
     def load_context(self, context: Any) -> None:
-        """Load the registered checkpoint."""
+        """Load the registered checkpoint, if its files are those that were written."""
+        verify_checkpoint(context.artifacts["checkpoint"])
         self.checkpoint = load_checkpoint(context.artifacts["checkpoint"])
 
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]

@@ -1,5 +1,6 @@
 """Runs in MLflow: parameters, environment, documents, metrics, and a plot of the metrics."""
 
+import getpass
 import platform
 import subprocess
 import time
@@ -13,7 +14,7 @@ from typing import Any
 from mlflow.entities import LifecycleStage, LoggedModelInput, Metric, Run
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
-from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT
+from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT, MLFLOW_USER
 
 from longclip.errors import one_line
 from pipelines.common.events import warn
@@ -39,7 +40,7 @@ def start_run(uri: str, experiment: str, name: str, parameters: Mapping[str, Any
             experiment_id = existing.experiment_id
         else:
             experiment_id = client.create_experiment(experiment, _artifact_location(uri))
-        run = client.create_run(experiment_id, run_name=name)
+        run = client.create_run(experiment_id, run_name=name, tags=_user())
         for key, value in flattened(parameters).items():
             client.log_param(run.info.run_id, key, value)
         client.log_dict(run.info.run_id, dict(parameters), "settings.json")
@@ -47,6 +48,14 @@ def start_run(uri: str, experiment: str, name: str, parameters: Mapping[str, Any
         if commit := git_commit():
             client.set_tag(run.info.run_id, MLFLOW_GIT_COMMIT, commit)
     return run.info.run_id
+
+
+def _user() -> dict[str, str]:
+    """The tag of the user who started a run; empty in a container whose user has no name."""
+    try:
+        return {MLFLOW_USER: getpass.getuser()}
+    except (KeyError, OSError):
+        return {}
 
 
 def existing_run(uri: str, run_id: str | None) -> Run | None:

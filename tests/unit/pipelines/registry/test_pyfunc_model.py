@@ -22,6 +22,7 @@ from mlflow.tracking import MlflowClient
 from longclip.checkpoint import Checkpoint
 from longclip.constants import MAX_IMAGE_BYTES, MAX_TEXT_CHARS
 from longclip.encode import encode_image, encode_text, unit
+from longclip.errors import CheckpointError
 from longclip.tokenizer import tokenize
 from pipelines.registry.registration import CORE, register_checkpoint
 from tests.support.pictures import picture
@@ -148,6 +149,14 @@ def test_signature_example_and_requirements(model: Any, registry: MlflowClient) 
     assert pinned == {name: metadata.version(name).partition("+")[0] for name in (*CORE, "mlflow")}
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     assert sorted(line.partition(">")[0] for line in declared) == sorted(CORE)
+
+
+def test_a_damaged_model_is_not_loaded(registry: MlflowClient, tmp_path: Path) -> None:
+    directory = mlflow.artifacts.download_artifacts(artifact_uri="models:/longclip/1", dst_path=str(tmp_path))
+    weights = Path(directory) / "artifacts" / "checkpoint" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    with pytest.raises(CheckpointError, match=r"the content of 'model\.safetensors' was changed"):
+        mlflow.pyfunc.load_model(directory)
 
 
 REQUESTS: list[tuple[dict[str, Any], list[str] | str]] = [
