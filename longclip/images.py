@@ -97,6 +97,8 @@ def _decode(data: bytes, max_pixels: int, scratch: "_Scratch | None") -> Image.I
         raise
     except UnidentifiedImageError as error:  # its message contains a memory address
         raise ImageError(f"image of {len(data)} bytes cannot be decoded: its format is unknown") from error
+    except Image.DecompressionBombError as error:  # raised before the size can be asked for
+        raise ImageError(f"image has far more than the {max_pixels} pixels that are allowed") from error
     except Exception as error:  # Pillow's plugins raise all kinds of errors on broken files
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ImageError(f"image of {len(data)} bytes cannot be decoded: {reason}") from error

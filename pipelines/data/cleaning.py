@@ -50,7 +50,7 @@ class CleanPiece:
         """Clean a piece; see `pipelines.data.work_units.UnitTask`. The result also has the rows and
         staged bytes of each split, caption `tokens` and grouped `reasons`. `overlapping` counts by evaluation set."""
         piece = Piece(**unit)
-        rejected = Rejected(piece.file)
+        rejected = Rejected(piece.origin)
         tokens: Counter[int] = Counter()
         overlapping: Counter[str] = Counter()
         rows_in = 0

@@ -51,9 +51,10 @@ class HashPiece:
     def __call__(self, number: int, unit: dict[str, Any]) -> dict[str, Any]:
         """Hash a piece; see `pipelines.data.work_units.UnitTask`. The result has the hashes, and the first reason why
         an image cannot be read."""
-        rejected = Rejected(unit["file"])
+        piece = Piece(**unit)
+        rejected = Rejected(piece.origin)
         sha256, perceptual, rows_in = [], [], 0
-        for row in read_piece(self.source, self.field, Piece(**unit)):
+        for row in read_piece(self.source, self.field, piece):
             rows_in += 1
             try:
                 if not row.image:

@@ -87,7 +87,11 @@ def _make_output(
     names = [_file_name(piece["file"], root) for piece in plan]
     arrangement = arrange(folder, results, settings.file_megabytes * 2**20, settings.input, names)
     if not arrangement.files:
-        raise DataError(f"input='{settings.input}': all rows are unusable; the first is {limit.example}")
+        rows_in = sum(result["rows_in"] for result in results)
+        overlapping = add_counts(result["overlapping"] for result in results)
+        causes = [f"{limit.rejected} are unusable, the first {limit.example}"] if limit.rejected else []
+        causes += [f"{count} are in evaluation set '{name}'" for name, count in overlapping.items()]
+        raise DataError(f"input='{settings.input}': none of {rows_in} rows is left: {' and '.join(causes)}")
     schema = staged_schema(source)
     schema = schema.remove(schema.get_field_index(KEY))
     written = run_units(work, "write", arrangement.files, WriteFile(folder, work.tree, schema), progress)

@@ -265,7 +265,7 @@ def test_error_without_usable_rows_gives_the_reasons(run: Run, tmp_path: Path) -
     source = write(tmp_path / "in.parquet", [row | {"image": b"x"} for row in plain_rows(3)])
     code, _, err = run(f"input={source}", f"output={tmp_path}/out", "max_rejected_fraction=1")
     assert code == 3
-    assert "all rows are unusable; the first is 'row-0000': image of 1 bytes cannot be decoded" in err
+    assert "none of 3 rows is left: 3 are unusable, the first 'row-0000': image of 1 bytes cannot be decoded" in err
 
 
 @pytest.mark.parametrize(

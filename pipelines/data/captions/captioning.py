@@ -63,6 +63,8 @@ def caption(settings: CaptionSettings) -> None:
         manifest = work.manifest or _make_output(work, job, progress)
         status = "already finished, nothing to do; " if work.manifest else ""
     counts = manifest["counts"]
+    if work.manifest:
+        counts.pop("requests_in_flight", None)  # of the run that made the output
     detail = f"{status}{_spent(counts, settings)}; {_treated(counts)}; {output}"
     progress.summary(counts["rows_in"], counts["rows_out"], counts["rejected"], detail)
 
@@ -215,7 +217,7 @@ def _spent(counts: dict[str, Any], settings: CaptionSettings) -> str:
 
 def _treated(counts: dict[str, Any]) -> str:
     """What was done to captions, and how full the pipe to the server was."""
-    text = f"{counts['retried']} asked again, {counts['cut']} cut at a sentence"
+    text = f"{counts['retried']} rows asked again, {counts['cut']} cut at a sentence"
     if counts["incomplete_prompts"]:
         text += f", {counts['incomplete_prompts']} prompts without a column that is empty"
     if "requests_in_flight" in counts:

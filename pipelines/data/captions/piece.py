@@ -46,6 +46,8 @@ class PieceWork:
     number: int
     unit: dict[str, Any]
     rows: int = 0
+    ids: dict[int, str] = field(default_factory=dict)
+    """Ids by row."""
     failed: dict[int, str] = field(default_factory=dict)
     """Reasons by row."""
     unreached: list[str] = field(default_factory=list)
@@ -66,6 +68,7 @@ class PieceWork:
         checks = self.job.settings.checks
         for number, row in self.job.rows(self.unit):
             self.rows += 1
+            self.ids[number] = row.id
             if problem := row.problem or _text_problem(row):
                 self.fail(number, problem)
                 continue
@@ -113,7 +116,7 @@ class PieceWork:
             "rows_in": self.rows,
             "rows_out": self.rows - len(self.failed),
             "rejected": len(self.failed),
-            "first_rejected": "" if first is None else f"row {first} of '{self.unit['file']}': {self.failed[first]}",
+            "first_rejected": "" if first is None else f"'{self.ids[first]}': {self.failed[first]}",
             "failed": {str(row): reason for row, reason in sorted(self.failed.items())},
             "usage": usage(reply for replies in self.replies.values() for reply in replies),
             STOPPED: self.stopped,

@@ -40,7 +40,7 @@ class WriteCaptions:
         took several replies (`retried`), and whose prompt lacked a column (`incomplete_prompts`)."""
         replies = Journal(self.job.journals, number).read()
         failed = {int(row): reason for row, reason in unit["failed"].items()}
-        rejected = Rejected(unit["file"])
+        rejected = Rejected(unit["listed"] or unit["file"])
         tokens, counts = Counter[int](), Counter[str]()
         name = f"part-{number:05d}.parquet"
         with whole_file(self.tree / name) as local:

@@ -78,7 +78,7 @@ class ListingSource:
                         for entry in batch
                     ]
                     output.add(pa.RecordBatch.from_pylist(rows, schema))
-        return self._table(path).pieces(scratch)
+        return [replace(piece, listed=str(self.path)) for piece in self._table(path).pieces(scratch)]
 
     def read(self, piece: Piece) -> Iterator[SourceRow]:
         """See `Source`."""

@@ -32,6 +32,13 @@ class Piece:
     """Number of the first row, where the layout numbers them."""
     rows: int | None = None
     """Rows in the piece, if known before reading; None for the whole file."""
+    listed: str | None = None
+    """Path of the source, if `file` is a list of images that was made from it."""
+
+    @property
+    def origin(self) -> str:
+        """Path or URI that a user knows, for messages."""
+        return self.listed or self.file
 
 
 @dataclass
