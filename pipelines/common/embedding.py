@@ -4,12 +4,14 @@ import io
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from PIL import Image
-from ray.data import ActorPoolStrategy, Dataset
+from ray.data import ActorPoolStrategy, Dataset, TaskPoolStrategy
 
 from longclip.checkpoint import Checkpoint, load_checkpoint
 from longclip.encode import encode_image, encode_text, unit
@@ -73,16 +75,20 @@ def embed_dataset(
     inputs = EmbeddingInputs(
         columns, checkpoint.transform, source, checkpoint.context_length, quarantine, readings, kept, thumbnail_side
     )
-    # With GPUs these are CPU tasks of their own. Without, Ray Data fuses them into the actors: the same cores do both.
     made = [f"{name}_cut" for name in readings] + (["thumbnail"] if thumbnail_side else [])
     made += [f"{name}_unchanged" for name, reading in readings.items() if reading.change]
-    return dataset.map_batches(inputs, batch_size=BATCH_SIZE).map_batches(
-        EmbedRows,
-        fn_constructor_args=[source, list(readings), kept + made],
-        compute=ActorPoolStrategy(size=workers.count),
-        batch_size=BATCH_SIZE,
-        **workers.resources,
-    )
+    arguments = (source, list(readings), kept + made)
+    if workers.use_gpu:
+        return dataset.map_batches(inputs, batch_size=BATCH_SIZE).map_batches(
+            EmbedRows,
+            fn_constructor_args=arguments,
+            compute=ActorPoolStrategy(size=workers.count),
+            batch_size=BATCH_SIZE,
+            **workers.resources,
+        )
+    # On CPUs the same tasks decode and encode, in processes that the next dataset of the job uses again.
+    tasks = {"compute": TaskPoolStrategy(size=workers.count), "batch_size": BATCH_SIZE, **workers.resources}
+    return dataset.map_batches(inputs, **tasks).map_batches(EmbedRows(*arguments), **tasks)
 
 
 class EmbeddingInputs:
@@ -163,7 +169,7 @@ class EmbeddingInputs:
 
 
 class EmbedRows:
-    """An actor that holds a model and encodes what `EmbeddingInputs` returns."""
+    """Encodes what `EmbeddingInputs` returns. A process that calls it holds the model."""
 
     def __init__(self, source: str, texts: Sequence[str], keep: Sequence[str]) -> None:
         """
@@ -172,15 +178,14 @@ class EmbedRows:
             texts: names of the readings.
             keep: columns to pass through.
         """
-        self.checkpoint = load_on_this_node(lambda: load_checkpoint(source))
-        self.checkpoint.model.to("cuda" if torch.cuda.is_available() else "cpu")
-        self.texts, self.keep = texts, keep
+        self.source, self.texts, self.keep = source, texts, keep
 
     @torch.inference_mode()
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
         """Embeddings of a batch; see `embed_dataset`."""
         rows: dict[str, Any] = {name: _lists(batch[name]) for name in self.keep}
-        model, transform = self.checkpoint.model, self.checkpoint.transform
+        checkpoint = _held_checkpoint(self.source, _modified(self.source))
+        model, transform = checkpoint.model, checkpoint.transform
         if len(batch["pixels"]) == 0:
             return rows | {"image_embedding": np.zeros((0, model.config.projection_dim), np.float32)}
         pixels = torch.tensor(batch["pixels"], device=model.device)
@@ -196,6 +201,19 @@ class EmbedRows:
             of_texts = embeddings[[places[text.tobytes()] for text in texts[name]]]
             rows[f"{name}_embedding"] = object_column(np.split(of_texts, ends))
         return rows
+
+
+@lru_cache(maxsize=1)
+def _held_checkpoint(source: str, modified: int) -> Checkpoint:
+    """The checkpoint that this process holds, on its GPU if it has one."""
+    checkpoint = load_on_this_node(lambda: load_checkpoint(source))
+    checkpoint.model.to("cuda" if torch.cuda.is_available() else "cpu")
+    return checkpoint
+
+
+def _modified(source: str) -> int:
+    """When a directory got the newest of its files, in nanoseconds; 0 for a hub name."""
+    return max((file.stat().st_mtime_ns for file in Path(source).glob("*")), default=0)
 
 
 def _changed(change: str, draw: int, key: str, cell: list[str]) -> list[str | None]:
