@@ -76,13 +76,14 @@ def existing_run(uri: str, run_id: str | None) -> Run | None:
     return run if run.info.lifecycle_stage == LifecycleStage.ACTIVE else None
 
 
-def continue_run(uri: str, run_id: str) -> bool:
-    """Mark a run as running, for a job that resumes; returns False if the tracking server has no such run.
+def continue_run(uri: str, run_id: str, name: str) -> bool:
+    """Mark a run as running, for a job that resumes; returns False if the tracking server has no such run of that name.
 
     Raises:
         ConfigError: the tracking server cannot be reached.
     """
-    if existing_run(uri, run_id) is None:
+    run = existing_run(uri, run_id)
+    if run is None or run.info.run_name != name:
         return False
     with explained(uri):
         MlflowClient(uri).update_run(run_id, status="RUNNING")

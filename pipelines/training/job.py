@@ -121,9 +121,12 @@ def finetune(settings: FinetuneSettings) -> None:
 
 
 def _started_run(uri: str, settings: FinetuneSettings, output: Path) -> str:
-    """The MLflow run of an interrupted job with this output, or a new one; returns its id."""
+    """The MLflow run of an interrupted job with this output, or a new one; returns its id.
+
+    A copy of an output under another name gets a run of its own.
+    """
     file = output / RUN_ID
-    if file.is_file() and continue_run(uri, run_id := file.read_text().strip()):
+    if file.is_file() and continue_run(uri, run_id := file.read_text().strip(), output.name):
         return run_id
     run_id = start_run(uri, settings.experiment, output.name, dump(settings))
     file.write_text(f"{run_id}\n")

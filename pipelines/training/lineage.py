@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 
 from longclip import __version__
 from longclip.checkpoint import checkpoint_directory, checkpoint_id
@@ -49,7 +50,7 @@ def run_origin(settings: FinetuneSettings, train: Rows, validation: Rows | None)
     return RunOrigin(
         data=data_digest("input", train.data),
         validation=data_digest("validation.input" if held_out else "input", validation.data) if validation else None,
-        base=(model_name(directory) if str(directory) == base else base) if directory else None,
+        base=model_name(directory) if directory and Path(str(base)).is_dir() else base,
         base_checkpoint_id=checkpoint_id(directory) if directory else None,
         base_run_id=read_lineage(directory).run_id if directory else None,
     )

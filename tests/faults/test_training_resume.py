@@ -17,10 +17,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from mlflow.tracking import MlflowClient
 from ray.cluster_utils import Cluster
 
 from longclip.checkpoint import load_checkpoint, new_model, save_checkpoint
 from longclip.encode import encode_text, unit
+from longclip.lineage import read_lineage
 from longclip.tokenizer import tokenize
 from tests.support.pictures import picture
 from tests.support.places import ROOT
@@ -203,6 +205,12 @@ def test_resume_after_the_driver_is_killed_twice_and_a_worker_once(
         assert training.steps()[0] == resumed_from + 1, "only steps since the last registered checkpoint are repeated"
     assert max(training.steps()) == STEPS
     assert_equal_result(training.output, undisturbed)
+    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    experiment = client.get_experiment_by_name("longclip").experiment_id
+    (run,) = client.search_runs([experiment], filter_string="run_name = 'killed'")
+    assert (run.info.run_id, run.info.status) == (read_lineage(training.output / "checkpoint").run_id, "FINISHED")
+    (other,) = client.search_runs([experiment], filter_string="run_name = 'interrupted'")
+    assert other.info.status == "RUNNING", "the copy of an output does not continue the run of the original"
 
 
 def test_resume_with_fewer_workers(
