@@ -37,7 +37,7 @@ def render_markdown(title: str, results: Sequence[dict[str, Any]], missing: Tabl
 
 def render_html(title: str, results: Sequence[dict[str, Any]], missing: Table | None = None) -> str:
     """The report as one HTML file, with the content of `render_markdown` and plots; all texts are escaped."""
-    sections = [{"heading": "Unfinished", "facts": [], "tables": [missing], "plot": ""}] if missing else []
+    sections = [{"heading": "Progress", "facts": [], "tables": [missing], "plot": ""}] if missing else []
     sections += [
         {
             "heading": f"{result['task']}: {result['protocol']}",
@@ -177,18 +177,17 @@ def _long_text_tables(result: dict[str, Any]) -> Iterator[Table]:
         words=2,
     )
     yield Table(
-        "Recall at 1 with perturbed texts, the mean of the draws; the relative change is that in percent of the whole"
-        " text's recall, with the 95 % interval over images and draws; texts too short for a change are left as they"
-        " are",
+        "Recall at 1 with perturbed texts, the mean of the draws; its change, also relative to the recall of the whole"
+        " text, with 95 % intervals over images and draws; texts too short for a perturbation are left as they are",
         [
-            *("model", "direction", "perturbation", "draws", "R@1", "relative change, percent", "change, points"),
-            *("better", "worse", "p (paired)", "texts too short"),
+            *("model", "direction", "perturbation", "draws", "R@1", "relative, percent", "change, points"),
+            *("p (paired)", "too short"),
         ],
         [
             [
                 *(model, DIRECTIONS[direction], CHANGE_TITLES[name], str(line["draws"])),
                 *(f"{100 * line['recall@1']:.1f}", _relative(line["relative_change"]), change_text(line)),
-                *(*_counts(line), str(line["texts_unchanged"])),
+                *(f"{line['p_value']:.4f}", str(line["texts_unchanged"])),
             ]
             for model, direction, long_text in studied
             for name, line in long_text["changes"].items()
