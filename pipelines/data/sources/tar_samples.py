@@ -174,7 +174,7 @@ def _nearest(members: list[Member], suffixes: tuple[str, ...], stem: str, settin
         if member.suffix in suffixes
     ]
     rank.sort(key=lambda entry: entry[:3])
-    if len(rank) > 1 and rank[0][:2] == rank[1][:2] and rank[0][3].stem != rank[1][3].stem:
+    if len(rank) > 1 and rank[0][:2] == rank[1][:2]:
         names = _names([rank[0][3], rank[1][3]])
         raise DataError(f"sample has {names}; name the one to read with --set {setting}={rank[0][3].extension}")
     return rank[0][3] if rank else None

@@ -47,6 +47,17 @@ def test_tars_compressed_in_parts_are_read_to_their_end(
     assert "tar is truncated or damaged" in str(rows_of(path, tmp_path / "cut")[-1].problem)
 
 
+def test_a_tar_sample_with_two_images_or_texts_is_not_guessed(tmp_path: Path) -> None:
+    images = [("0.jpg", jpeg(0)), ("0.png", jpeg(1)), ("0.txt", b"A dog.")]
+    texts = [("1.jpg", jpeg(0)), ("1.txt", b"A dog."), ("1.caption", b"A cat.")]
+    path = write_tar(tmp_path / "x.tar", [*images, *texts])
+    problems = [str(row.problem) for row in rows_of(path, tmp_path / "scratch")]
+    assert "sample has .jpg, .png; name the one to read with --set source.image=jpg" in problems[0]
+    assert "sample has .caption, .txt; name the one to read with --set source.caption=" in problems[1]
+    named = rows_of(path, tmp_path / "scratch", image="png", caption="txt")
+    assert (named[0].image, named[0].captions, named[0].problem) == (jpeg(1), ["A dog."], None)
+
+
 def test_tar_with_a_wrong_checksum_or_another_tar_behind_it_is_reported(tmp_path: Path) -> None:
     plain = write_tar(tmp_path / "x.tar", MEMBERS).read_bytes()
     packed = bytearray(gzip.compress(plain))
