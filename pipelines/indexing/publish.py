@@ -7,14 +7,13 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import ray
 from upath import UPath
 
-from longclip.checkpoint import Checkpoint
 from longclip.errors import DataError
 from longclip.index import version_manifests
 from longclip.index.gate import fewest_probes, measure_probes
@@ -34,6 +33,9 @@ from pipelines.common.whole_files import make_directory, remove, write_whole
 from pipelines.indexing.settings import PublishSettings
 from pipelines.indexing.table import CONTENT, MODEL, IndexTable, read_rows, vector_column
 
+if TYPE_CHECKING:  # the tasks that build shards do not need torch
+    from longclip.checkpoint import Checkpoint
+
 READ_ROWS = 8192
 
 
@@ -41,7 +43,7 @@ def publish_changes(
     index: UPath,
     table: IndexTable,
     settings: PublishSettings,
-    checkpoint: Checkpoint,
+    checkpoint: "Checkpoint",
     checkpoint_id: str,
     source: str | None,
 ) -> str:
