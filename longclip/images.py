@@ -10,15 +10,15 @@ import threading
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from PIL import Image, UnidentifiedImageError
-from torch import Tensor
 
 from longclip.errors import CheckpointError, ImageError
+
+if TYPE_CHECKING:  # processes that only decode do not load torch
+    from torch import Tensor
 
 try:
     import simplejpeg
@@ -210,6 +210,9 @@ class ImageTransform:
 
         Within one grey level of it from `MIN_FAST_SCALE` on.
         """
+        import torch
+        import torch.nn.functional as F
+
         size = self.image_size
         width, height, left, top = self._geometry(pixels.shape[1], pixels.shape[0])
         channels_last = torch.from_numpy(pixels).permute(2, 0, 1).unsqueeze(0)
@@ -223,8 +226,10 @@ class ImageTransform:
         width, height = int(self.image_size * width / short), int(self.image_size * height / short)
         return width, height, (width - self.image_size) // 2, (height - self.image_size) // 2
 
-    def normalize(self, pixels: Tensor) -> Tensor:
+    def normalize(self, pixels: "Tensor") -> "Tensor":
         """`[N, S, S, 3]` uint8 on any device to normalised `[N, 3, S, S]` float32 on the same."""
+        import torch
+
         mean = torch.tensor(self.mean, device=pixels.device) * 255
         std = torch.tensor(self.std, device=pixels.device) * 255
         return ((pixels.float() - mean) / std).permute(0, 3, 1, 2).contiguous()

@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-from torch.nn.functional import pad
 from transformers import CLIPTokenizer
+
+if TYPE_CHECKING:  # processes that only count tokens do not load torch
+    from torch import Tensor
 
 MERGES = "clip_bpe_merges.txt.gz"
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -19,11 +20,11 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 class TokenBatch:
     """Tokens of N texts, padded with 0 after the end token to the longest text."""
 
-    input_ids: Tensor
+    input_ids: "Tensor"
     """`[N, L]` int64."""
-    lengths: Tensor
+    lengths: "Tensor"
     """`[N]` int64 number of tokens of each text, including start and end token, at most the context length."""
-    full_lengths: Tensor
+    full_lengths: "Tensor"
     """`[N]` int64 number of tokens of each text before truncation; more than `lengths` if it was cut."""
 
     def __len__(self) -> int:
@@ -69,6 +70,8 @@ def tokenize(tokenizer: CLIPTokenizer, texts: Sequence[str], context_length: int
         texts: N texts, at least one.
         context_length: maximum tokens per text; None means the tokenizer's `model_max_length`.
     """
+    import torch
+
     limit = context_length or tokenizer.model_max_length
     encoded = tokenizer(list(texts), truncation=False, padding=False, verbose=False)["input_ids"]
     full_lengths = torch.tensor([len(ids) for ids in encoded])
@@ -82,6 +85,9 @@ def tokenize(tokenizer: CLIPTokenizer, texts: Sequence[str], context_length: int
 
 def concatenate(batches: Sequence[TokenBatch]) -> TokenBatch:
     """Concatenate batches, padded with 0 to their longest text."""
+    import torch
+    from torch.nn.functional import pad
+
     longest = max(batch.input_ids.shape[1] for batch in batches)
     return TokenBatch(
         torch.cat([pad(batch.input_ids, (0, longest - batch.input_ids.shape[1])) for batch in batches]),

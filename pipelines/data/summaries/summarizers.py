@@ -17,8 +17,6 @@ from longclip.text import summaries as model_free
 from longclip.text.summary_checks import clean_summary, summary_problem
 from longclip.tokenizer import count_tokens, load_tokenizer
 from pipelines.data.summaries.endpoint import EndpointSummaries
-from pipelines.data.summaries.language_models import ChatSummaries, Seq2SeqSummaries
-from pipelines.data.summaries.sentence_embedding import EmbeddingSummaries
 from pipelines.data.summaries.settings import GENERATED, MODEL_FREE, Checks, SummarySettings
 
 
@@ -50,14 +48,18 @@ def load_summarizer(strategy: str, settings: SummarySettings) -> Summarizer:
     """
     if strategy in MODEL_FREE:
         return ModelFreeSummaries(strategy)
+    if strategy == "endpoint":
+        return EndpointSummaries(settings.endpoint)
+    # Only these need torch.
+    from pipelines.data.summaries.language_models import ChatSummaries, Seq2SeqSummaries
+    from pipelines.data.summaries.sentence_embedding import EmbeddingSummaries
+
     if strategy == "extractive_embedding":
         return EmbeddingSummaries(settings.embedding)
     if strategy == "seq2seq":
         return Seq2SeqSummaries(settings.seq2seq)
     if strategy == "chat":
         return ChatSummaries(settings.chat)
-    if strategy == "endpoint":
-        return EndpointSummaries(settings.endpoint)
     raise ValueError(f"strategy '{strategy}' has no summarizer")
 
 
