@@ -82,7 +82,7 @@ def demo_steps(settings: DemoSettings, directory: Path) -> list[Step]:
             model__base=base,
             output=checkpoint.parent,
         ),
-        Step("benchmark", benchmark, tasks=tasks, models=models, output=bench),
+        Step("benchmark", benchmark, tasks=tasks, models=models, perturbation_draws=1, output=bench),
         Step("register", register, checkpoint=checkpoint, results=bench / "results.json", alias="champion"),
         Step("embed and index the scenes", embed, input=test, model=checkpoint, output=directory / "index"),
     ]

@@ -261,7 +261,7 @@ def test_from_scenes_to_a_registered_model(
         f"tasks.{name}={{input: {tmp_path}/scenes, source: {{caption: {column}}}, text: {name}}}"
         for name, column in (("long", "caption"), ("short", "short_caption"))
     ]
-    report = step(benchmark.main, *sets(models, *tasks, f"output={tmp_path}/bench"))
+    report = step(benchmark.main, *sets(models, *tasks, f"output={tmp_path}/bench", "perturbation_draws=1"))
     assert "tuned reads 248 tokens." in report
     results = f"results={tmp_path}/bench/results.json"
     out = step(register.main, *sets(f"checkpoint={checkpoint}", results, "alias=champion"))
