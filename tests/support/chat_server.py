@@ -35,7 +35,7 @@ class ChatServer(ThreadingHTTPServer):
         status = self.status
         reply: dict[str, Any] = {"choices": [{"message": {"content": message.upper()}}]}
         if "slow" in message:
-            threading.Event().wait(0.3)
+            threading.Event().wait(1.5)
         if ("busy" in message and attempts_before < 2) or "unavailable" in message:
             status = 503
         if "too long" in message:
