@@ -6,12 +6,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from longclip.errors import DataError
 from longclip.evaluation.metrics import RECALL_AT, Ranks
 from longclip.evaluation.significance import Comparison, compare_paired, mean_interval
-from pipelines.evaluation.scores import ROUNDING, Score
+from pipelines.evaluation.scores import ROUNDING, Score, write_tables
 
 WHOLE = "whole"
 """Reading of the unchanged texts, up to the context length of the model."""
@@ -118,8 +117,6 @@ def compare(a: Measured, b: Measured, name: str) -> Comparison:
 def write_ranks(measured: Measured, path: Path) -> None:
     """Write the rank of every query, if any were ranked, as a Parquet `direction, query, group, rank, ties,
     average_precision`."""
-    if not measured.whole:
-        return
     tables = [
         pa.table(
             {
@@ -133,5 +130,4 @@ def write_ranks(measured: Measured, path: Path) -> None:
         )
         for direction, answers in measured.whole.items()
     ]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.concat_tables(tables), path)
+    write_tables(tables, path)

@@ -1,6 +1,6 @@
 """Figures that are not ranks: the mean of what each question of a task gives, with its interval."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,8 +41,6 @@ class Score:
 
 def write_scores(scores: Mapping[str, Score], path: Path) -> None:
     """Write the value of every question, if there are any, as a Parquet `score, query, group, value`."""
-    if not scores:
-        return
     tables = [
         pa.table(
             {
@@ -54,5 +52,11 @@ def write_scores(scores: Mapping[str, Score], path: Path) -> None:
         )
         for name, score in scores.items()
     ]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.concat_tables(tables), path)
+    write_tables(tables, path)
+
+
+def write_tables(tables: Sequence[pa.Table], path: Path) -> None:
+    """Write tables of the same columns as one Parquet; no file if there are none."""
+    if tables:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.concat_tables(tables), path)
