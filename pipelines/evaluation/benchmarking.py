@@ -117,6 +117,7 @@ class _Benchmark:
             for name in self.models:
                 if measured := self.finished.read(task.name, name, keys[task.name, name]):
                     tasks[task.name][name] = measured
+                    self._write_tables(task, name)
         tables = {f"{task}.{model}.parquet" for task, measured in tasks.items() for model in measured}
         self.output.remove_all_but({f"{task}.json" for task, measured in tasks.items() if measured}, tables)
         if self.done:
@@ -138,21 +139,25 @@ class _Benchmark:
         self.measured[task.name][name] = measured
         place = self.finished.path(task.name, name).relative_to(self.output.path)
         self.output.put(str(place), lambda path: self.finished.write(measured, key, path))
+        self._write_tables(task, name)
         self._summarize(task)
         self._write_report()
         export_pieces("benchmark", "measure", self.done, self.of)
 
+    def _write_tables(self, task: Task, name: str) -> None:
+        """Write the ranks and scores of a model on a task."""
+        measured = self.measured[task.name][name]
+        self.output.put(f"{RANKS}/{task.name}.{name}.parquet", partial(write_ranks, measured))
+        self.output.put(f"{SCORES}/{task.name}.{name}.parquet", partial(write_scores, measured.scores))
+
     def _summarize(self, task: Task) -> None:
-        """Write the result and the ranks of a task, as far as it is measured."""
+        """Write the result of a task, as far as it is measured."""
         settings, finished = self.settings, self.measured[task.name]
         measured = {name: finished[name] for name in settings.models if name in finished}
         result = task_result(
             task, measured, settings.models, self.models[0], settings.paper_figures, settings.equal_margin
         )
         self.results[task.name] = result
-        for name, model in measured.items():
-            self.output.put(f"{RANKS}/{task.name}.{name}.parquet", partial(write_ranks, model))
-            self.output.put(f"{SCORES}/{task.name}.{name}.parquet", partial(write_scores, model.scores))
         missing = len(self.models) - len(measured)
         unfinished = {"unfinished": f"{len(measured)} of {len(self.models)} models"} if missing else {}
         self.output.put_text(f"{task.name}.json", json.dumps(unfinished | result, indent=2) + "\n")
