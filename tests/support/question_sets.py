@@ -16,13 +16,14 @@ PIXELS = np.arange(8 * 10 * 3, dtype=np.uint8).reshape(8, 10, 3)
 """Of the image of FG-OVD's boxes."""
 
 
-def write(path: Path, content: bytes | str | Any) -> None:
-    """Write a file; what is neither bytes nor text becomes JSON."""
+def write(path: Path, content: bytes | str | Any) -> Path:
+    """Write a file and return its path; what is neither bytes nor text becomes JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if isinstance(content, bytes):
         path.write_bytes(content)
     else:
         path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return path
 
 
 def lines(*entries: dict[str, Any]) -> str:

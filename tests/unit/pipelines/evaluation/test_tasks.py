@@ -34,17 +34,9 @@ from pipelines.evaluation.tasks import (
 )
 from tests.support.broken_rows import jpeg
 from tests.support.places import ROOT
+from tests.support.question_sets import write
 
 STEMS = ["1", "2", "3"]
-
-
-def write(path: Path, content: bytes | str | Any) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if isinstance(content, bytes):
-        path.write_bytes(content)
-    else:
-        path.write_text(content if isinstance(content, str) else json.dumps(content))
-    return path
 
 
 def write_images(folder: Path, stems: list[str]) -> None:
