@@ -2,7 +2,7 @@
 
 At each shorter length, the hits at 1 are compared with those of the whole text, query by query. The lengths are equal
 if the whole interval of the difference is above a small loss, the margin. The shorter one is worse if the loss is
-significant. With few queries neither can be shown: then there is no effective length.
+significant. Few queries may show neither; the effective length is then not reported.
 """
 
 from collections.abc import Mapping

@@ -4,6 +4,7 @@ import base64
 import io
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,7 @@ def register_checkpoint(
                 metadata={"context_length": checkpoint.context_length, "checkpoint_id": identity},
             )
         log_metrics(uri, run_id, metrics, model.model_id)
-        origin = {"checkpoint_id": identity, **lineage.metadata()["lineage"]}
+        origin = {"checkpoint_id": identity, **asdict(lineage)}
         tags = {key: value for key, value in origin.items() if value} | {
             MANIFEST_TAG: file_sha256(directory / MANIFEST)
         }

@@ -76,7 +76,7 @@ def test_late_part_is_between_77_and_248_tokens() -> None:
         assert len(re.findall("cat", caption[:end])) == min(count, 246 if tokens > 248 else count)
 
 
-SENTENCES = [f"Sentence {number} stands here." for number in range(20)]
+SENTENCES = [f"Sentence {number} is here." for number in range(20)]
 CAPTION = " ".join(SENTENCES)
 
 

@@ -181,7 +181,7 @@ def test_himo_docci(tmp_path: Path) -> None:
 
 
 def eccv(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three images with two captions each; image 7 also matches caption 21, and caption 99, which is no candidate."""
+    """Three images with two captions each; image 7 also matches 21, and 99, which is not a candidate."""
     package = root / "package"
     write(package / "original_image_to_caption.json", {"7": [2, 1], "8": [11, 12], "9": [21, 22]})
     write(package / "eccv_image_to_caption.json", {"7": [1, 2, 21, 99], "9": [22]})
